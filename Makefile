@@ -1,0 +1,28 @@
+# Two commands do everything on a fresh machine: `make lab` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=300
+
+.PHONY: lab test outputs format publish
+
+lab: .venv/installed  ## open the series in JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+test: .venv/installed  ## the helper, the form of the notebooks, every notebook under strict nbval
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/python -m pytest $(NBVAL) tests notebooks
+
+outputs: .venv/installed  ## execute every notebook and save its outputs
+	$(BIN)/python tools/save_outputs.py
+
+format: .venv/installed  ## format code, in notebooks too
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+publish: .venv/installed  ## make publish REPO=owner/name [REV=main]: the address in every notebook
+	$(BIN)/python tools/set_repository.py $(REPO) $(REV)
+
+.venv/installed: requirements.txt
+	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), 'Python 3.11 or newer is needed'"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	touch $@

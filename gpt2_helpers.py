@@ -1,0 +1,523 @@
+"""GPT-2 as the notebooks build it: model, tokenizer, real text, arithmetic, timing, colours.
+
+Every notebook builds its own part step by step, proves that it equals the class here, and
+imports it from then on. Shapes are written in one vocabulary:
+
+    B  batch size                 H  attention heads       L  transformer blocks
+    T  sequence length (tokens)   D  width of a head, E/H  V  vocabulary size
+    E  embedding width
+
+Source of the architecture: Radford et al., "Language Models are Unsupervised Multitask
+Learners" (2019), and the layout of the checkpoints that OpenAI published with it.
+"""
+
+import hashlib
+import math
+import platform
+import re
+import time
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import tiktoken
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+DATA = Path(__file__).resolve().parent / "data"
+
+# ------------------------------------------------------------------------------- the model
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """The sizes of a GPT-2; the defaults are GPT-2 small. Raises ValueError on impossible sizes."""
+
+    vocab_size: int = 50257  # V
+    n_positions: int = 1024  # the longest T
+    n_embd: int = 768  # E
+    n_layer: int = 12  # L
+    n_head: int = 12  # H
+    tie_weights: bool = True  # the unembedding uses the token table
+
+    def __post_init__(self):
+        for field in fields(self):
+            size = getattr(self, field.name)
+            if field.name != "tie_weights" and (not isinstance(size, int) or size < 1):
+                raise ValueError(f"{field.name} must be a whole number of at least 1, got {size!r}")
+        if self.n_embd % self.n_head:
+            raise ValueError(
+                f"n_embd={self.n_embd} cannot be shared equally by n_head={self.n_head} heads: "
+                f"{self.n_embd} / {self.n_head} is not a whole number"
+            )
+
+
+GPT2_CONFIGS = {
+    "gpt2": GPT2Config(),
+    "gpt2-medium": GPT2Config(n_embd=1024, n_layer=24, n_head=16),
+    "gpt2-large": GPT2Config(n_embd=1280, n_layer=36, n_head=20),
+    "gpt2-xl": GPT2Config(n_embd=1600, n_layer=48, n_head=25),
+}
+
+
+class MultiHeadAttention(nn.Module):
+    """Causal self-attention, [B, T, E] -> [B, T, E], with one layer for queries, keys and values.
+
+    The columns of `qkv` are all queries, then all keys, then all values; inside each third,
+    head 0 owns the first D columns, head 1 the next D.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.n_head = config.n_head
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.proj = nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, X):
+        B, T, E = X.shape
+        q, k, v = self.qkv(X).split(E, dim=-1)  # 3 x [B, T, E]
+        q = q.view(B, T, self.n_head, -1).transpose(1, 2)  # [B, H, T, D]
+        k = k.view(B, T, self.n_head, -1).transpose(1, 2)  # [B, H, T, D]
+        v = v.view(B, T, self.n_head, -1).transpose(1, 2)  # [B, H, T, D]
+        heads = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # [B, H, T, D]
+        merged = heads.transpose(1, 2).reshape(B, T, E)  # [B, T, E]
+        return self.proj(merged)  # [B, T, E]
+
+
+class FeedForward(nn.Module):
+    """The MLP, applied to each position alone: [B, T, E] -> [B, T, 4E] -> [B, T, E]."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.proj = nn.Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, X):
+        hidden = F.gelu(self.fc(X), approximate="tanh")  # [B, T, 4E]
+        return self.proj(hidden)  # [B, T, E]
+
+
+class TransformerBlock(nn.Module):
+    """Attention, then feed-forward, each normed first and added to X: [B, T, E] -> [B, T, E]."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=1e-5)
+        self.attn = MultiHeadAttention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=1e-5)
+        self.mlp = FeedForward(config)
+
+    def forward(self, X):
+        X_at = X + self.attn(self.ln_1(X))  # [B, T, E]
+        X_ff = X_at + self.mlp(self.ln_2(X_at))  # [B, T, E]
+        return X_ff
+
+
+class GPT2(nn.Module):
+    """GPT-2: token ids [B, T] -> logits [B, T, V], the scores of every possible next token."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=1e-5)
+        self.unembed = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self, generator=None):
+        """Start as GPT-2 did: weights N(0, 0.02), biases 0, LayerNorms 1 and 0, and the tie.
+
+        The two projections that write into the residual stream are scaled by 1/sqrt(2L), because
+        2L of them add up there. `generator` is a torch.Generator on the model's device.
+        """
+        if self.config.tie_weights:
+            self.unembed.weight = self.wte.weight  # one Parameter, two users
+        for name, parameter in self.named_parameters():
+            if name.endswith(".bias"):
+                parameter.zero_()
+            elif "ln_" in name:
+                parameter.fill_(1.0)
+            else:
+                scale = 1 / math.sqrt(2 * self.config.n_layer) if ".proj." in name else 1.0
+                parameter.normal_(0.0, 0.02 * scale, generator=generator)
+
+    def forward(self, ids):
+        check_ids(ids, self.config, self.wte.weight.device)
+        positions = torch.arange(ids.shape[1], device=ids.device)  # [T]
+        X = self.wte(ids) + self.wpe(positions)  # [B, T, E] + [T, E] -> [B, T, E]
+        for block in self.blocks:
+            X = block(X)  # [B, T, E]
+        return self.unembed(self.ln_f(X))  # [B, T, V]
+
+
+def check_ids(ids, config, device):
+    """Raise TypeError, ValueError or RuntimeError, in words, if a model cannot take these ids.
+
+    Ids that lie on a GPU are not read back: that would make Python wait for the GPU in every
+    forward pass. So check new ids on the CPU, or pass them through the model there once.
+    """
+    if not isinstance(ids, torch.Tensor) or ids.dtype not in (torch.int32, torch.int64):
+        kind = str(ids.dtype) if isinstance(ids, torch.Tensor) else type(ids).__name__
+        raise TypeError(f"ids must be a tensor of whole numbers (torch.int64), got {kind}")
+    if ids.ndim != 2 or 0 in ids.shape:
+        raise ValueError(
+            f"ids must have the shape [B, T] with B and T at least 1, got {list(ids.shape)}"
+            + (": for one sequence use ids.unsqueeze(0)" if ids.ndim == 1 else "")
+        )
+    if ids.shape[1] > config.n_positions:
+        raise ValueError(
+            f"the sequence has {ids.shape[1]} tokens, but this model has positions for "
+            f"{config.n_positions} at most"
+        )
+    if ids.device != device:
+        raise RuntimeError(
+            f"ids are on {ids.device}, but the model is on {device}: move them with "
+            f"ids.to('{device}')"
+        )
+    if ids.is_cpu and not torch.compiler.is_compiling():
+        low, high = ids.aminmax()
+        if low < 0 or high >= config.vocab_size:
+            wrong = int(low if low < 0 else high)
+            raise ValueError(
+                f"token id {wrong} is out of range: this model knows ids 0 to "
+                f"{config.vocab_size - 1}"
+            )
+
+
+def load_openai_weights(model, state_dict):
+    """Copy a published GPT-2 checkpoint into `model`; returns the model.
+
+    `state_dict` has the names of OpenAI's checkpoint or of transformers'
+    `GPT2LMHeadModel.state_dict()`, with or without "transformer." in front. It stores the layers
+    of a block as [in, out], the transpose of `nn.Linear`. Raises ValueError, and leaves the model
+    as it was, if a tensor is missing, unknown, of the wrong shape, or if the model ties
+    two tensors that differ in the checkpoint. A square matrix stored the wrong way round cannot
+    be told from a right one by its shape: compare the logits with a known result.
+    """
+    theirs = {name.removeprefix("transformer."): tensor for name, tensor in state_dict.items()}
+    for name in [n for n in theirs if n.endswith((".attn.bias", ".attn.masked_bias"))]:
+        del theirs[name]  # the causal mask, which older checkpoints stored
+    theirs.setdefault("lm_head.weight", theirs.get("wte.weight"))
+
+    copies = []
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        source = name.replace("blocks.", "h.").replace("unembed", "lm_head")
+        for ours, openai in [("qkv", "c_attn"), ("proj", "c_proj"), ("fc", "c_fc")]:
+            source = source.replace(f".{ours}.", f".{openai}.")
+        tensor = theirs.pop(source, None)
+        if tensor is None:
+            raise ValueError(f"the checkpoint has no tensor named {source!r}")
+        tensor = torch.as_tensor(tensor)
+        if tensor.ndim == 2 and ".c_" in source:
+            tensor = tensor.T  # [in, out] -> [out, in]
+        if tensor.shape != parameter.shape:
+            raise ValueError(
+                f"{source!r} does not fit: the model's {name} is {list(parameter.shape)}, the "
+                f"checkpoint's tensor (as nn.Linear stores it) {list(tensor.shape)}"
+            )
+        if tensor.is_meta or parameter.is_meta:
+            raise ValueError(f"{name} is on the meta device, which holds shapes but no numbers")
+        copies.append((parameter, tensor))
+    if theirs:
+        raise ValueError(
+            f"the checkpoint has tensors this model has no place for: {sorted(theirs)[:4]}"
+        )
+    if model.unembed.weight is model.wte.weight:
+        table, unembedding = (t for p, t in copies if p is model.wte.weight)
+        if not torch.equal(table, unembedding):
+            raise ValueError(
+                "the checkpoint's 'lm_head.weight' differs from its 'wte.weight', but this model "
+                "ties them: build it with tie_weights=False"
+            )
+    with torch.no_grad():
+        for parameter, tensor in copies:
+            parameter.copy_(tensor)
+    return model
+
+
+# ---------------------------------------------------------------------- tokenizer and text
+
+MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+SPLIT_PATTERN = (  # GPT-2's own: contractions, words, numbers, punctuation, white space
+    r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+)
+
+
+class GPT2Tokenizer(tiktoken.Encoding):
+    """A `tiktoken.Encoding` that reads <|endoftext|> as plain text unless told otherwise."""
+
+    def encode(self, text, *, allowed_special=frozenset(), disallowed_special=()):
+        """Token ids of `text`, a list of int. Raises ValueError for half a surrogate pair."""
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"character {error.start} of the text is half of a surrogate pair, which stands "
+                "for no character: repair the text before encoding it"
+            ) from None
+        return super().encode(
+            text, allowed_special=set(allowed_special), disallowed_special=disallowed_special
+        )
+
+    def encode_ordinary(self, text):
+        """Token ids of `text`, every special token in it taken for plain text."""
+        return self.encode(text)
+
+    def pieces(self, ids):
+        """Each token as a string of its own; bytes that are no whole character as \\xNN."""
+        return [
+            self.decode_single_token_bytes(int(i)).decode("utf-8", "backslashreplace") for i in ids
+        ]
+
+
+@lru_cache
+def get_tokenizer(path=DATA / "vocab.bpe"):
+    """GPT-2's byte-level BPE, built from OpenAI's merges file: 256 bytes, 50,000 merges, 1 special.
+
+    Raises ValueError if the file is not OpenAI's, by its SHA-256.
+    """
+    merges = Path(path).read_bytes()
+    if hashlib.sha256(merges).hexdigest() != MERGES_SHA256:
+        raise ValueError(f"{path} is not GPT-2's merges file (its SHA-256 differs): fetch it again")
+    # The file writes every byte as one visible character: printable bytes as themselves, the
+    # others, in order, as the characters from 256 on. A byte's place in that order is its id.
+    visible = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
+    hidden = [b for b in range(256) if b not in visible]
+    byte_of = {chr(b): b for b in visible} | {chr(256 + i): b for i, b in enumerate(hidden)}
+    ranks = {bytes([b]): rank for rank, b in enumerate(visible + hidden)}
+    for line in merges.decode("utf-8").splitlines()[1:]:  # the first line is a version
+        ranks[bytes(byte_of[character] for character in line if character != " ")] = len(ranks)
+    return GPT2Tokenizer(
+        "gpt2",
+        pat_str=SPLIT_PATTERN,
+        mergeable_ranks=ranks,
+        special_tokens={"<|endoftext|>": len(ranks)},
+        explicit_n_vocab=50257,
+    )
+
+
+def get_text():
+    """The story that all notebooks read, a string."""
+    return (DATA / "harrow_pass.txt").read_text(encoding="utf-8")
+
+
+def get_batch(batch_size=8, seq_len=1024):
+    """The story's first tokens as (ids, targets), each [B, T] and on the CPU.
+
+    The targets are the ids one place further on: the token that follows each token.
+    Raises ValueError if the story is too short for B * T + 1 tokens.
+    """
+    tokens = get_tokenizer().encode(get_text())
+    needed = batch_size * seq_len + 1
+    if batch_size < 1 or seq_len < 1 or len(tokens) < needed:
+        raise ValueError(
+            f"a batch of {batch_size} x {seq_len} needs {needed:,} tokens with its targets; the "
+            f"story has {len(tokens):,}"
+        )
+    tokens = torch.tensor(tokens[:needed])  # [B * T + 1]
+    ids = tokens[:-1].view(batch_size, seq_len)  # [B, T]
+    targets = tokens[1:].view(batch_size, seq_len)  # [B, T]
+    return ids, targets
+
+
+# ------------------------------------------------------------------------------ arithmetic
+
+
+def parameter_counts(config):
+    """Parameters of each part, from the sizes alone: {"wte", "wpe", "blocks", "ln_f", "unembed"}.
+
+    A tied unembedding adds none. The values sum to the number of parameters.
+    """
+    E, L, V = config.n_embd, config.n_layer, config.vocab_size
+    block = (
+        2 * (2 * E)  # ln_1 and ln_2: a gain and a bias each
+        + (E * 3 * E + 3 * E)  # attn.qkv
+        + (E * E + E)  # attn.proj
+        + (E * 4 * E + 4 * E)  # mlp.fc
+        + (4 * E * E + E)  # mlp.proj
+    )
+    return {
+        "wte": V * E,
+        "wpe": config.n_positions * E,
+        "blocks": L * block,
+        "ln_f": 2 * E,
+        "unembed": 0 if config.tie_weights else V * E,
+    }
+
+
+def forward_flops(config, batch_size, seq_len):
+    """Floating-point operations of the matrix products in one forward pass, a number.
+
+    A multiply-add counts as 2. Attention is counted in full, as if nothing were masked. A
+    training step (forward and backward) takes three times as many.
+    """
+    E, L, V, T = config.n_embd, config.n_layer, config.vocab_size, seq_len
+    layers = 12 * L * E * E + V * E  # multiply-adds per token in the linear layers
+    attention = 2 * L * T * E  # multiply-adds per token: q with all k, weights with all v
+    return batch_size * T * 2 * (layers + attention)
+
+
+def training_memory(config, batch_size, seq_len):
+    """Bytes of one float32 training step with AdamW: {"weights", "gradients", ...}.
+
+    "activations" are what the forward pass keeps for the backward pass: 16 tensors of
+    [B, T, E] in each block, 2 behind them. "logits" are three tensors of [B, T, V]: the logits,
+    their log-probabilities and their gradient. Buffers of single operations come on top.
+    """
+    parameters = sum(parameter_counts(config).values())
+    tokens = batch_size * seq_len
+    return {
+        "weights": 4 * parameters,
+        "gradients": 4 * parameters,
+        "optimizer state": 8 * parameters,
+        "activations": 4 * tokens * config.n_embd * (16 * config.n_layer + 2),
+        "logits": 4 * tokens * config.vocab_size * 3,
+    }
+
+
+# ---------------------------------------------------------------------- devices and timing
+
+
+def pick_device():
+    """The accelerator PyTorch sees (cuda, mps, ...), or the CPU: a torch.device."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def describe_device(device):
+    """The name of a device with its memory (GPU, GiB) or threads (CPU), for a table: a string."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        gibibytes = torch.cuda.get_device_properties(device).total_memory / 2**30
+        return f"{torch.cuda.get_device_name(device)}, {gibibytes:.0f} GiB"
+    if device.type != "cpu":
+        return f"{device.type} ({platform.processor() or platform.machine()})"
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")  # Linux
+    if cpuinfo.exists() and (found := re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text())):
+        name = found.group(1)
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def synchronize(device):
+    """Wait until the device has finished all work it was given; the CPU always has."""
+    if torch.device(device).type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def measure(function, device, repeats=5, warmup=1):
+    """Wall-clock seconds of each of `repeats` calls of `function()`, after `warmup` uncounted ones.
+
+    The clock starts and stops when the device has nothing left to do, so a call's own work is
+    measured, all of it, and nothing else. Freeing its result is not.
+    """
+    for _ in range(warmup):
+        function()
+    seconds = []
+    for _ in range(repeats):
+        synchronize(device)
+        start = time.perf_counter()
+        result = function()
+        synchronize(device)
+        seconds.append(time.perf_counter() - start)
+        del result
+    return seconds
+
+
+# --------------------------------------------------------------------------------- figures
+
+COLOURS = {  # Okabe and Ito's palette: told apart by colour-blind readers, one colour a component
+    "token": "#0072B2",
+    "position": "#E69F00",
+    "attention": "#009E73",
+    "feed-forward": "#D55E00",
+    "residual": "#CC79A7",
+    "other": "#7F7F7F",
+}
+
+
+def set_style():
+    """Figures that can be read from the last row, on a white ground in light and dark themes."""
+    plt.rcParams.update(
+        {
+            "figure.figsize": (9, 4),
+            "figure.facecolor": "white",
+            "figure.constrained_layout.use": True,
+            "font.size": 13,
+            "axes.titlesize": 14,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "lines.linewidth": 2.5,
+        }
+    )
+
+
+def show_matrix(ax, matrix, title, rows=None, columns=None, numbers=None, signed=False):
+    """Draw `matrix` [R, C] as a heat map with a colour bar.
+
+    `rows` and `columns` label its sides (lists of strings); `numbers`, a format such as ".2f",
+    writes every value into its cell; `signed` puts white at zero, between blue and red.
+    """
+    matrix = torch.as_tensor(matrix).detach().float().cpu()  # [R, C]
+    finite = matrix[matrix.isfinite()]
+    limit = finite.abs().max().item() or 1.0
+    low, high = (-limit, limit) if signed else (min(0.0, finite.min().item()), finite.max().item())
+    image = ax.imshow(
+        matrix, cmap="RdBu_r" if signed else "Blues", vmin=low, vmax=high, aspect="auto"
+    )
+    ax.figure.colorbar(image, ax=ax, fraction=0.046)
+    ax.set_title(title)
+    if rows is not None:
+        ax.set_yticks(range(len(rows)), rows)
+    if columns is not None:
+        turn = max(map(len, columns)) > 3
+        ax.set_xticks(
+            range(len(columns)),
+            columns,
+            rotation=45 if turn else 0,
+            ha="right" if turn else "center",
+        )
+    ax.spines[:].set_visible(False)
+    if numbers:
+        for r, row in enumerate(matrix.tolist()):
+            for c, value in enumerate(row):
+                shade = abs(value) if signed else value - low
+                dark = shade > 0.6 * (high if signed else high - low)
+                ax.text(
+                    c,
+                    r,
+                    f"{value:{numbers}}",
+                    ha="center",
+                    va="center",
+                    fontsize=11,
+                    color="white" if dark else "black",
+                )
+
+
+def stacked_bars(ax, bars, unit, colours):
+    """One horizontal bar per entry of `bars` ({name: {part: amount}}), its parts side by side.
+
+    Parts of more than 6 % of the longest bar carry their amount; `colours` maps part to colour.
+    """
+    longest = max(sum(parts.values()) for parts in bars.values())
+    for row, parts in enumerate(bars.values()):
+        left = 0
+        for part, amount in parts.items():
+            ax.barh(row, amount, left=left, color=colours[part], edgecolor="white")
+            if amount > 0.06 * longest:
+                ax.text(
+                    left + amount / 2, row, f"{amount:.3g}", ha="center", va="center", color="white"
+                )
+            left += amount
+    ax.set_yticks(range(len(bars)), bars)
+    ax.invert_yaxis()
+    ax.set_xlabel(unit)
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colours[part]) for part in colours]
+    ax.legend(
+        handles, colours, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, frameon=False
+    )

@@ -1,0 +1,151 @@
+"""The formulas for parameters, FLOPs and memory against counting; the stopwatch."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import SMALL, random_ids
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import gpt2_helpers as gpt2
+
+ALL_SIZES = [*gpt2.GPT2_CONFIGS.values(), *SMALL]
+
+
+def on_meta(config):
+    with torch.device("meta"):
+        return gpt2.GPT2(config)
+
+
+@pytest.mark.parametrize("tie_weights", [True, False])
+@pytest.mark.parametrize("config", ALL_SIZES, ids=str)
+def test_parameter_counts(config, tie_weights):
+    config = replace(config, tie_weights=tie_weights)
+    model, counts = on_meta(config), gpt2.parameter_counts(config)
+    for part in ("wte", "wpe", "blocks", "ln_f"):
+        assert counts[part] == sum(p.numel() for p in model.get_submodule(part).parameters())
+    assert sum(counts.values()) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "tied", "untied", "block"),
+    [
+        ("gpt2", 124_439_808, 163_037_184, 7_087_872),
+        ("gpt2-medium", 354_823_168, 406_286_336, 12_596_224),
+        ("gpt2-large", 774_030_080, 838_359_040, 19_677_440),
+        ("gpt2-xl", 1_557_611_200, 1_638_022_400, 30_740_800),
+    ],
+)
+def test_published_sizes(name, tied, untied, block):
+    config = gpt2.GPT2_CONFIGS[name]
+    counts = gpt2.parameter_counts(config)
+    assert sum(counts.values()) == tied
+    assert sum(gpt2.parameter_counts(replace(config, tie_weights=False)).values()) == untied
+    assert counts["blocks"] == config.n_layer * block
+
+
+@pytest.mark.parametrize("config", ALL_SIZES, ids=str)
+def test_forward_flops(config):
+    """Counted by PyTorch on the meta device; its counter misses the CPU's fused attention."""
+    shape = (2, min(config.n_positions, 1024))
+    model = on_meta(config)
+    counter = FlopCounterMode(display=False)
+    with counter, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
+        model(torch.zeros(shape, dtype=torch.int64, device="meta"))
+    assert counter.get_total_flops() == gpt2.forward_flops(config, *shape)
+
+
+def test_forward_flops_of_the_lecture():
+    flops = gpt2.forward_flops(gpt2.GPT2_CONFIGS["gpt2"], 8, 1024)
+    assert round(flops / 1e12, 2) == 2.33
+
+
+def test_backward_takes_twice_the_forward():
+    config = SMALL[1]
+    model, ids = gpt2.GPT2(config), random_ids(config)
+    counter = FlopCounterMode(display=False)
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        model(ids).sum().backward()
+    expected = 3 * gpt2.forward_flops(config, *ids.shape)
+    assert counter.get_total_flops() == expected
+
+
+def test_activation_memory():
+    """What autograd saves for the backward pass, storage by storage, against the formula."""
+    config = gpt2.GPT2Config(vocab_size=211, n_positions=64, n_embd=128, n_layer=3, n_head=4)
+    model, ids = gpt2.GPT2(config), random_ids(config, 2, 64)
+    saved = {}
+
+    def remember(tensor):
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    with saved_tensors_hooks(remember, lambda tensor: tensor):
+        loss = F.cross_entropy(model(ids).flatten(0, 1), ids.flatten())
+    for parameter in model.parameters():
+        saved.pop(parameter.untyped_storage().data_ptr(), None)
+    memory = gpt2.training_memory(config, 2, 64)
+    measured = sum(nbytes for nbytes, _ in saved.values())
+    expected = memory["activations"] + memory["logits"] / 3  # saved: the log-probabilities
+    assert abs(measured / expected - 1) < 0.01
+    assert loss.requires_grad
+
+
+def test_weights_gradients_and_optimizer_state():
+    config = SMALL[1]
+    model, ids = gpt2.GPT2(config), random_ids(config)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(ids).sum().backward()
+    optimizer.step()
+    memory = gpt2.training_memory(config, *ids.shape)
+    assert memory["weights"] == sum(p.nbytes for p in model.parameters())
+    assert memory["gradients"] == sum(p.grad.nbytes for p in model.parameters())
+    state = [t for s in optimizer.state.values() for t in s.values() if t.ndim]
+    assert memory["optimizer state"] == sum(t.nbytes for t in state)
+
+
+# ------------------------------------------------------------------------- the stopwatch
+
+
+def test_measure_waits_before_the_start_and_before_the_stop(monkeypatch):
+    events = []
+    monkeypatch.setattr(gpt2, "synchronize", lambda device: events.append("wait"))
+    monkeypatch.setattr(gpt2.time, "perf_counter", lambda: events.append("clock") or len(events))
+    seconds = gpt2.measure(lambda: events.append("work"), "cuda", repeats=2, warmup=3)
+    assert events == ["work"] * 3 + ["wait", "clock", "work", "wait", "clock"] * 2
+    assert len(seconds) == 2
+
+
+def test_measure_frees_the_result_outside_the_timed_region(monkeypatch):
+    class Result:
+        alive = 0
+
+        def __init__(self):
+            Result.alive += 1
+
+        def __del__(self):
+            Result.alive -= 1
+
+    alive = []
+    monkeypatch.setattr(gpt2.time, "perf_counter", lambda: alive.append(Result.alive) or 0.0)
+    gpt2.measure(Result, "cpu", repeats=3)
+    assert alive == [0, 1, 0, 1, 0, 1]
+
+
+def test_devices():
+    device = gpt2.pick_device()
+    assert device.type in {"cpu", "cuda", "mps", "xpu"}
+    assert gpt2.describe_device(device)
+    assert str(torch.get_num_threads()) in gpt2.describe_device("cpu")
+    gpt2.synchronize("cpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_measure_on_the_gpu_waits_for_the_work():
+    matrix = torch.randn(4096, 4096, device="cuda")
+    seconds = min(gpt2.measure(lambda: matrix @ matrix, "cuda"))
+    assert 2 * 4096**3 / seconds < 2e15  # no GPU is faster than this in float32

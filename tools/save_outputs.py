@@ -1,0 +1,95 @@
+"""Execute notebooks in fresh kernels and save them with their outputs, in one canonical form.
+
+    python tools/save_outputs.py [notebook ...]        all of the series by default
+
+Running it twice changes nothing: a notebook that is as committed, and whose compared outputs
+come out as they are stored, keeps the times it printed when it was last saved. Figures that
+the README shows are written to data/ from the cells tagged "readme".
+"""
+
+import base64
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOK_METADATA = {
+    "accelerator": "GPU",
+    "colab": {"gpuType": "T4", "provenance": [], "toc_visible": True},
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+CELL_METADATA = {"tags", "cellView", "jupyter", "slideshow"}
+IGNORED = "nbval-ignore-output"
+
+
+def series():
+    """The paths of all notebooks, in their order."""
+    folder = ROOT / "notebooks"
+    return sorted(folder.glob("*.ipynb")) + sorted(folder.glob("solutions/*.ipynb"))
+
+
+def canonical(notebook):
+    """Metadata as every notebook of the series has it; cells keep what a reader needs."""
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    notebook.metadata = nbformat.from_dict(NOTEBOOK_METADATA)
+    for cell in notebook.cells:
+        kept = {key: cell.metadata[key] for key in CELL_METADATA & set(cell.metadata)}
+        cell.metadata = nbformat.from_dict(kept)
+    return notebook
+
+
+def execute(notebook, folder):
+    """A copy of `notebook` with fresh outputs; raises CellExecutionError if a cell fails."""
+    fresh = canonical(nbformat.from_dict(notebook))
+    client = NotebookClient(
+        fresh,
+        timeout=600,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+        record_timing=False,
+        store_widget_state=False,
+        coalesce_streams=True,
+    )
+    return client.execute()
+
+
+def is_committed(path):
+    unchanged = ["git", "diff", "--quiet", "HEAD", "--", str(path)]
+    known = ["git", "ls-files", "--error-unmatch", str(path)]
+    return all(
+        subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+        for command in (known, unchanged)
+    )
+
+
+def keep_times(fresh, stored):
+    """Put the stored outputs of ignored cells back into `fresh`."""
+    for cell, old in zip(fresh.cells, stored.cells, strict=True):
+        if IGNORED in cell.metadata.get("tags", []):
+            cell.outputs = old.outputs
+
+
+def save_readme_figures(notebook, path):
+    for cell in notebook.cells:
+        if "readme" in cell.metadata.get("tags", []):
+            images = [o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})]
+            (ROOT / "data" / f"{path.stem}.png").write_bytes(base64.b64decode(images[0]))
+
+
+def save(path):
+    stored = nbformat.read(path, as_version=4)
+    fresh = execute(stored, path.parent)
+    if is_committed(path):
+        keep_times(fresh, stored)
+    nbformat.write(fresh, path)
+    save_readme_figures(fresh, path)
+
+
+if __name__ == "__main__":
+    for path in [Path(name).resolve() for name in sys.argv[1:]] or series():
+        print(path.name, flush=True)
+        save(path)
