@@ -24,7 +24,9 @@ import matplotlib.pyplot as plt
 import tiktoken
 import torch
 import torch.nn.functional as F
+from matplotlib.colors import to_rgb
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 
 DATA = Path(__file__).resolve().parent / "data"
 
@@ -380,6 +382,24 @@ def training_memory(config, batch_size, seq_len):
     }
 
 
+def kept_for_backward(function):
+    """Bytes of all tensors that autograd keeps between `function()` and its backward pass.
+
+    Weights are among them; tensors that share their memory count once.
+    """
+    storages = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = function()  # bound to a name, so that nothing is freed before it is counted
+    del result
+    return sum(storage.nbytes() for storage in storages.values())
+
+
 # ---------------------------------------------------------------------- devices and timing
 
 
@@ -458,10 +478,11 @@ def set_style():
 
 
 def show_matrix(ax, matrix, title, rows=None, columns=None, numbers=None, signed=False):
-    """Draw `matrix` [R, C] as a heat map with a colour bar.
+    """Draw `matrix` [R, C] as a heat map.
 
-    `rows` and `columns` label its sides (lists of strings); `numbers`, a format such as ".2f",
-    writes every value into its cell; `signed` puts white at zero, between blue and red.
+    `rows` and `columns` label its sides (lists of strings). `numbers`, a format such as ".2f",
+    writes every value into its cell in place of a colour bar; `signed` puts white at zero,
+    between blue and red. Cells that are not finite stay empty.
     """
     matrix = torch.as_tensor(matrix).detach().float().cpu()  # [R, C]
     finite = matrix[matrix.isfinite()]
@@ -470,7 +491,8 @@ def show_matrix(ax, matrix, title, rows=None, columns=None, numbers=None, signed
     image = ax.imshow(
         matrix, cmap="RdBu_r" if signed else "Blues", vmin=low, vmax=high, aspect="auto"
     )
-    ax.figure.colorbar(image, ax=ax, fraction=0.046)
+    if numbers is None:
+        ax.figure.colorbar(image, ax=ax, fraction=0.046)
     ax.set_title(title)
     if rows is not None:
         ax.set_yticks(range(len(rows)), rows)
@@ -510,8 +532,10 @@ def stacked_bars(ax, bars, unit, colours):
         for part, amount in parts.items():
             ax.barh(row, amount, left=left, color=colours[part], edgecolor="white")
             if amount > 0.06 * longest:
+                light = sum(to_rgb(colours[part])) > 1.8
+                ink = "black" if light else "white"
                 ax.text(
-                    left + amount / 2, row, f"{amount:.3g}", ha="center", va="center", color="white"
+                    left + amount / 2, row, f"{amount:.3g}", ha="center", va="center", color=ink
                 )
             left += amount
     ax.set_yticks(range(len(bars)), bars)

@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import SMALL, random_ids
-from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -77,22 +76,24 @@ def test_activation_memory():
     """What autograd saves for the backward pass, storage by storage, against the formula."""
     config = gpt2.GPT2Config(vocab_size=211, n_positions=64, n_embd=128, n_layer=3, n_head=4)
     model, ids = gpt2.GPT2(config), random_ids(config, 2, 64)
-    saved = {}
-
-    def remember(tensor):
-        storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = (storage.nbytes(), tensor)
-        return tensor
-
-    with saved_tensors_hooks(remember, lambda tensor: tensor):
-        loss = F.cross_entropy(model(ids).flatten(0, 1), ids.flatten())
-    for parameter in model.parameters():
-        saved.pop(parameter.untyped_storage().data_ptr(), None)
+    kept = gpt2.kept_for_backward(lambda: F.cross_entropy(model(ids).flatten(0, 1), ids.flatten()))
     memory = gpt2.training_memory(config, 2, 64)
-    measured = sum(nbytes for nbytes, _ in saved.values())
-    expected = memory["activations"] + memory["logits"] / 3  # saved: the log-probabilities
+    weights = [  # a lookup and the bias of a sum need not be kept
+        parameter.nbytes
+        for name, parameter in model.named_parameters()
+        if name != "wpe.weight" and not name.endswith(".bias")
+    ]
+    measured = kept - sum(weights)
+    expected = memory["activations"] + memory["logits"] / 3  # kept: the log-probabilities
     assert abs(measured / expected - 1) < 0.01
-    assert loss.requires_grad
+
+
+def test_kept_for_backward_counts_shared_memory_once():
+    weight = torch.randn(50, 50, requires_grad=True)
+    x = torch.randn(10, 50)
+    assert gpt2.kept_for_backward(lambda: x @ weight) == x.nbytes
+    assert gpt2.kept_for_backward(lambda: (x @ weight, x[:5] @ weight)) == x.nbytes
+    assert gpt2.kept_for_backward(lambda: x * 2) == 0
 
 
 def test_weights_gradients_and_optimizer_state():
