@@ -524,14 +524,14 @@ def show_matrix(ax, matrix, title, rows=None, columns=None, numbers=None, signed
 def stacked_bars(ax, bars, unit, colours):
     """One horizontal bar per entry of `bars` ({name: {part: amount}}), its parts side by side.
 
-    Parts of more than 6 % of the longest bar carry their amount; `colours` maps part to colour.
+    Parts of more than 4 % of the longest bar carry their amount; `colours` maps part to colour.
     """
     longest = max(sum(parts.values()) for parts in bars.values())
     for row, parts in enumerate(bars.values()):
         left = 0
         for part, amount in parts.items():
             ax.barh(row, amount, left=left, color=colours[part], edgecolor="white")
-            if amount > 0.06 * longest:
+            if amount > 0.04 * longest:
                 light = sum(to_rgb(colours[part])) > 1.8
                 ink = "black" if light else "white"
                 ax.text(
