@@ -10,6 +10,7 @@ the README shows are written to data/ from the cells tagged "readme".
 import base64
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -54,7 +55,7 @@ def execute(notebook, folder):
         store_widget_state=False,
         coalesce_streams=True,
     )
-    return client.execute()
+    return canonical(client.execute())
 
 
 def is_committed(path):
@@ -91,5 +92,6 @@ def save(path):
 
 if __name__ == "__main__":
     for path in [Path(name).resolve() for name in sys.argv[1:]] or series():
-        print(path.name, flush=True)
+        start = time.perf_counter()
         save(path)
+        print(f"{path.stem}: {time.perf_counter() - start:.0f} s", flush=True)

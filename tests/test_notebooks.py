@@ -1,0 +1,265 @@
+"""The form of the notebooks: everything the design promises that can be read off the files."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("**/*.ipynb"))
+IGNORED = "nbval-ignore-output"
+sys.path.insert(0, str(ROOT / "tools"))
+
+import save_outputs  # noqa: E402
+import set_repository  # noqa: E402
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def path(request):
+    return request.param
+
+
+@pytest.fixture
+def notebook(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def tags(cell):
+    return cell.metadata.get("tags", [])
+
+
+def test_the_series_is_complete():
+    names = ["01_embeddings", "02_attention", "03_transformer_block", "04_gpt2_model"]
+    assert [path.stem for path in save_outputs.series()] == [*names, "05_timing_lab"]
+
+
+def test_valid_and_canonical(path, notebook):
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    again = save_outputs.canonical(nbformat.read(path, as_version=4))
+    assert nbformat.writes(again) + "\n" == path.read_text(encoding="utf-8")
+    assert path.stat().st_size < 1_000_000
+
+
+def test_cell_ids_are_unique(notebook):
+    ids = [cell.id for cell in notebook.cells]
+    assert len(ids) == len(set(ids))
+
+
+def test_counts_and_outputs(notebook):
+    counts = [cell.execution_count for cell in code_cells(notebook)]
+    assert counts == list(range(1, len(counts) + 1))
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            assert output.output_type != "error", cell.id
+            assert output.get("name") != "stderr", f"{cell.id} prints a warning"
+
+
+def test_every_code_cell_shows_something(notebook):
+    silent = [c.id for c in code_cells(notebook) if not c.outputs and c.id != "setup"]
+    only_asserts = [
+        cell.id
+        for cell in code_cells(notebook)
+        if cell.id in silent and cell.source.strip().startswith("assert")
+    ]
+    assert silent == only_asserts
+
+
+def test_setup_cell_is_the_same_everywhere():
+    setups = set()
+    for path in NOTEBOOKS:
+        cell = code_cells(nbformat.read(path, as_version=4))[0]
+        assert cell.id == "setup" and cell.outputs == []
+        setups.add(cell.source)
+    assert len(setups) == 1
+
+
+def test_link_to_colab_names_this_notebook(path, notebook):
+    setup = set_repository.SETUP.search(code_cells(notebook)[0].source)
+    links = re.findall(r"https://colab\.research\S+?\.ipynb", notebook.cells[0].source)
+    repository, revision = setup.groups()
+    base = f"https://colab.research.google.com/github/{repository}/blob/{revision}"
+    assert links == [f"{base}/{path.relative_to(ROOT).as_posix()}"]
+
+
+def test_shape_of_a_lesson(notebook):
+    texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    assert len(texts) >= 0.4 * len(notebook.cells)
+    assert 25 <= len(notebook.cells) <= 50
+    assert texts[0].startswith("# ")
+    for part in ("**After it you can**", "**You need**", "**Time:**"):
+        assert part in texts[0]
+    everything = "\n".join(texts)
+    assert 2 <= everything.count("**Predict first.**") <= 6
+    assert "## Recap" in everything and "## Exercises" in everything
+    sections = re.findall(r"^## (\d+)\.", everything, re.MULTILINE)
+    assert sections == [str(n) for n in range(1, len(sections) + 1)]
+    assert 4 <= len(sections) <= 8
+    prose = re.sub(r"(?s)```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$", "", everything)
+    assert "!" not in prose, "no exclamation marks"
+
+
+def test_an_ignored_cell_is_followed_by_one_that_asserts(notebook):
+    """A time, a version or a device may differ; what must hold of it is checked next."""
+    cells = code_cells(notebook)
+    for cell, following in zip(cells, [*cells[1:], None], strict=True):
+        if IGNORED in tags(cell):
+            assert following is not None and IGNORED not in tags(following), cell.id
+            assert "assert " in following.source, f"{following.id} should assert"
+
+
+def test_compared_cells_print_no_raw_floats_and_no_addresses(notebook):
+    for cell in code_cells(notebook):
+        if IGNORED in tags(cell) or cell.id == "setup":
+            continue
+        for output in cell.outputs:
+            text = output.get("text") or output.get("data", {}).get("text/plain", "")
+            assert " at 0x" not in text and "tensor(" not in text, cell.id
+            assert not re.search(r"\d\.\d{6,}", text), f"{cell.id} prints too many decimals"
+            assert "-0.00" not in re.sub(r"-0\.00\d*[1-9]", "", text), cell.id
+
+
+def test_no_path_of_a_machine(path):
+    text = path.read_text(encoding="utf-8")
+    for pattern in ("/home/", "/Users/", "/root/", "/tmp/", r"C:\\", "ipykernel_"):
+        assert pattern not in text
+
+
+def headings(notebook):
+    lines = "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
+    return re.findall(r"^#+ (.*)$", lines, re.MULTILINE)
+
+
+def test_relative_links_resolve():
+    files = [*NOTEBOOKS, ROOT / "README.md", ROOT / "data" / "README.md"]
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        for link in re.findall(r"\]\((?!https?://|attachment:)([^)#\s]+)", text):
+            assert (file.parent / link).exists(), f"{file.name}: {link}"
+
+
+def test_code_parses_without_magics(notebook):
+    for cell in code_cells(notebook):
+        ast.parse(cell.source)
+
+
+def test_the_readme_figure_is_the_notebooks(tmp_path):
+    """The picture in the README is the stored output of the cell that draws it."""
+    import base64
+
+    for path in NOTEBOOKS:
+        for cell in code_cells(nbformat.read(path, as_version=4)):
+            if "readme" in tags(cell):
+                stored = base64.b64decode(cell.outputs[0].data["image/png"])
+                assert (ROOT / "data" / f"{path.stem}.png").read_bytes() == stored
+                assert f"data/{path.stem}.png" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+# -------------------------------------------------------------------------------- tools
+
+
+@pytest.fixture
+def copy(tmp_path, monkeypatch):
+    """A copy of the files that `make publish` changes."""
+    (tmp_path / "notebooks").mkdir()
+    for file in [*NOTEBOOKS, ROOT / "README.md"]:
+        target = tmp_path / file.relative_to(ROOT)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(file, target)
+    monkeypatch.setattr(save_outputs, "ROOT", tmp_path)
+    monkeypatch.setattr(set_repository, "ROOT", tmp_path)
+    return tmp_path
+
+
+def files_of(folder):
+    return {file: file.read_text(encoding="utf-8") for file in folder.rglob("*") if file.is_file()}
+
+
+def test_set_repository_changes_every_address(copy):
+    before = files_of(copy)
+    set_repository.set_repository("someone/a-fork", "v1.0")
+    after = files_of(copy)
+    for file, text in after.items():
+        assert "someone/a-fork" in text, file.name
+        assert text.count("\n") == before[file].count("\n")
+        for repository, revision in set_repository.SETUP.findall(text.replace('\\"', '"')):
+            assert (repository, revision) == ("someone/a-fork", "v1.0")
+        for _, repository, revision in set_repository.COLAB.findall(text):
+            assert (repository, revision) == ("someone/a-fork", "v1.0")
+    set_repository.set_repository("someone/a-fork", "v1.0")
+    assert files_of(copy) == after
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        ("someone",),
+        ("a/b/c",),
+        ("https://github.com/a/b",),
+        ('a/b"; x="',),
+        ("a/b", "-x"),
+        ("a b/c",),
+    ],
+)
+def test_a_malformed_address_changes_nothing(copy, address):
+    before = files_of(copy)
+    with pytest.raises(ValueError, match="must "):
+        set_repository.set_repository(*address)
+    assert files_of(copy) == before
+
+
+def run_setup(folder, source, colab=False):
+    """The setup cell's code, run by itself in `folder`, and then the import it is for."""
+    stand_in = "import sys, types; sys.modules['google.colab'] = types.ModuleType('colab')\n"
+    code = (stand_in if colab else "") + source + "\n" + source + "\nimport gpt2_helpers"
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_setup_cell_finds_the_series_or_says_what_to_do(tmp_path):
+    source = code_cells(nbformat.read(NOTEBOOKS[0], as_version=4))[0].source
+    for folder in (ROOT, ROOT / "notebooks"):
+        done = run_setup(folder, source)
+        assert done.returncode == 0 and done.stdout == done.stderr == ""
+    lost = run_setup(tmp_path, source)
+    assert lost.returncode != 0
+    assert "open the notebook inside a copy of the whole series" in lost.stderr
+
+
+def test_setup_cell_on_colab_clones_the_series(tmp_path, monkeypatch):
+    """git itself, with the address turned to a local repository."""
+    source = code_cells(nbformat.read(NOTEBOOKS[0], as_version=4))[0].source
+    repository, revision = set_repository.SETUP.search(source).groups()
+    origin = tmp_path / "origin"
+    origin.mkdir()
+    shutil.copy(ROOT / "gpt2_helpers.py", origin)
+    shutil.copytree(ROOT / "data", origin / "data")
+    author = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    for command in (["init", "-q", "-b", revision], ["add", "-A"], [*author, "commit", "-qm", "x"]):
+        subprocess.run(["git", *command], cwd=origin, check=True)
+    config = tmp_path / "gitconfig"
+    address = f"https://github.com/{repository}.git"
+    config.write_text(f'[url "{origin.as_uri()}"]\n    insteadOf = {address}\n')
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    done = run_setup(empty, source, colab=True)
+    assert done.returncode == 0, done.stderr
+    assert (empty / repository.split("/")[1] / "gpt2_helpers.py").exists()
+
+    config.write_text(f'[url "{(tmp_path / "nowhere").as_uri()}"]\n    insteadOf = {address}\n')
+    nothing = tmp_path / "nothing"
+    nothing.mkdir()
+    failed = run_setup(nothing, source, colab=True)
+    assert failed.returncode != 0 and "Setup failed at `git clone" in failed.stderr
