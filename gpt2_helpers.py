@@ -24,7 +24,7 @@ import matplotlib.pyplot as plt
 import tiktoken
 import torch
 import torch.nn.functional as F
-from matplotlib.colors import to_rgb
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -477,48 +477,48 @@ def set_style():
     )
 
 
-def show_matrix(ax, matrix, title, rows=None, columns=None, numbers=None, signed=False):
-    """Draw `matrix` [R, C] as a heat map.
+def show_matrix(
+    ax,
+    matrix,
+    title,
+    rows=None,
+    columns=None,
+    numbers=None,
+    signed=False,
+    limit=None,
+    component="token",
+):
+    """Draw `matrix` [R, C] as a heat map, from white to the colour of a component.
 
     `rows` and `columns` label its sides (lists of strings). `numbers`, a format such as ".2f",
-    writes every value into its cell in place of a colour bar; `signed` puts white at zero,
-    between blue and red. Cells that are not finite stay empty.
+    writes every value into its cell in place of a colour bar. `signed` puts white at zero,
+    between blue and red. `limit` is the value of the darkest colour, the largest one by default.
+    Cells that are not finite are grey.
     """
     matrix = torch.as_tensor(matrix).detach().float().cpu()  # [R, C]
-    finite = matrix[matrix.isfinite()]
-    limit = finite.abs().max().item() or 1.0
-    low, high = (-limit, limit) if signed else (min(0.0, finite.min().item()), finite.max().item())
+    limit = limit or matrix[matrix.isfinite()].abs().max().item()
+    low, high = (-limit if signed else 0.0), limit
+    colours = LinearSegmentedColormap.from_list(component, ["white", COLOURS[component], "black"])
+    shades = "RdBu_r" if signed else colours
     image = ax.imshow(
-        matrix, cmap="RdBu_r" if signed else "Blues", vmin=low, vmax=high, aspect="auto"
+        matrix, cmap=shades, vmin=low, vmax=high * (1 if signed else 1.3), aspect="auto"
     )
+    ax.set_facecolor("#d0d0d0")
     if numbers is None:
         ax.figure.colorbar(image, ax=ax, fraction=0.046)
     ax.set_title(title)
     if rows is not None:
         ax.set_yticks(range(len(rows)), rows)
     if columns is not None:
-        turn = max(map(len, columns)) > 3
-        ax.set_xticks(
-            range(len(columns)),
-            columns,
-            rotation=45 if turn else 0,
-            ha="right" if turn else "center",
-        )
+        ax.set_xticks(range(len(columns)), columns)
+        if max(map(len, columns)) > 3:
+            plt.setp(ax.get_xticklabels(), rotation=45, ha="right")
     ax.spines[:].set_visible(False)
     if numbers:
         for r, row in enumerate(matrix.tolist()):
             for c, value in enumerate(row):
-                shade = abs(value) if signed else value - low
-                dark = shade > 0.6 * (high if signed else high - low)
-                ax.text(
-                    c,
-                    r,
-                    f"{value:{numbers}}",
-                    ha="center",
-                    va="center",
-                    fontsize=11,
-                    color="white" if dark else "black",
-                )
+                ink = "white" if abs(value) > 0.6 * limit else "black"
+                ax.text(c, r, f"{value:{numbers}}", ha="center", va="center", color=ink)
 
 
 def stacked_bars(ax, bars, unit, colours):
@@ -535,7 +535,7 @@ def stacked_bars(ax, bars, unit, colours):
                 light = sum(to_rgb(colours[part])) > 1.8
                 ink = "black" if light else "white"
                 ax.text(
-                    left + amount / 2, row, f"{amount:.3g}", ha="center", va="center", color=ink
+                    left + amount / 2, row, f"{amount:.1f}", ha="center", va="center", color=ink
                 )
             left += amount
     ax.set_yticks(range(len(bars)), bars)
@@ -545,3 +545,60 @@ def stacked_bars(ax, bars, unit, colours):
     ax.legend(
         handles, colours, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, frameon=False
     )
+
+
+def draw_model(ax, config):
+    """Draw the path from ids to logits: the parts, the residual stream (thick), the shapes."""
+    millions = {part: f"{count / 1e6:.2f} M" for part, count in parameter_counts(config).items()}
+    stream, grey = COLOURS["residual"], "#b0b0b0"
+    ax.add_patch(plt.Rectangle((4.0, 0.15), 6.9, 4.25, facecolor="#f0f0f0", edgecolor=grey))
+
+    ax.plot((2.9, 11.1), (3.4, 3.4), color=stream, linewidth=5, solid_capstyle="butt")
+    for corners in [  # the arrows, each along its corners
+        [(0.75, 2.4), (1.1, 3.1)],
+        [(0.75, 2.0), (1.1, 1.6)],
+        [(2.9, 1.3), (3.5, 1.3), (3.5, 3.15)],
+        [(4.3, 3.4), (4.3, 1.3), (4.6, 1.3)],
+        [(5.4, 1.3), (5.7, 1.3)],
+        [(7.1, 1.3), (7.35, 1.3), (7.35, 3.15)],
+        [(7.75, 3.4), (7.75, 1.3), (8.0, 1.3)],
+        [(8.8, 1.3), (9.05, 1.3)],
+        [(10.35, 1.3), (10.6, 1.3), (10.6, 3.15)],
+        [(11.1, 3.4), (11.5, 3.4)],
+        [(12.3, 3.4), (12.6, 3.4)],
+        [(14.2, 3.4), (14.6, 3.4)],
+    ]:
+        style = {"color": "black", "linewidth": 1.8}
+        ax.plot(*zip(*corners[:-1], strict=True), **style)
+        ax.annotate("", corners[-1], corners[-2], arrowprops={"arrowstyle": "-|>", **style})
+    for x in (3.5, 7.35, 10.6):  # where something is added to the stream
+        ax.plot(x, 3.4, "o", markersize=19, mfc="white", mec=stream, mew=2.5)
+
+    unembed = "unembed\n= wte" if config.tie_weights else f"unembed\n{millions['unembed']}"
+    for x, y, width, height, text, component in [
+        (1.1, 2.6, 1.8, 1.6, f"wte\ntokens\n{millions['wte']}", "token"),
+        (1.1, 0.6, 1.8, 1.4, f"wpe\npositions\n{millions['wpe']}", "position"),
+        (4.6, 0.8, 0.8, 1.0, "ln_1", "other"),
+        (5.7, 0.6, 1.4, 1.4, f"attn\n{config.n_head} heads", "attention"),
+        (8.0, 0.8, 0.8, 1.0, "ln_2", "other"),
+        (9.05, 0.6, 1.3, 1.4, "mlp\nE→4E→E", "feed-forward"),
+        (11.5, 2.9, 0.8, 1.0, "ln_f", "other"),
+        (12.6, 2.6, 1.6, 1.6, unembed, "token"),
+    ]:
+        ax.add_patch(plt.Rectangle((x, y), width, height, facecolor=COLOURS[component]))
+        ink = "black" if component == "position" else "white"
+        centre = {"ha": "center", "va": "center", "fontsize": 13, "clip_on": True}
+        ax.text(x + width / 2, y + height / 2, text, color=ink, **centre)
+    for x, y, text in [
+        (0.35, 2.2, "ids\n[B, T]"),
+        (3.5, 4.0, "[B, T, E]"),
+        (4.35, 3.8, "X"),
+        (7.85, 3.8, "X_at"),
+        (10.58, 3.95, "X_ff"),
+        (15.15, 3.4, "logits\n[B, T, V]"),
+        (7.45, -0.25, f"this block {config.n_layer} times: {millions['blocks']}"),
+        *((x, 3.38, "+") for x in (3.5, 7.35, 10.6)),
+    ]:
+        ax.text(x, y, text, **centre)
+    ax.set(xlim=(-0.1, 15.8), ylim=(-0.6, 4.6))
+    ax.axis("off")
