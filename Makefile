@@ -6,7 +6,7 @@ NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=300
 .PHONY: lab test outputs format publish
 
 lab: .venv/installed  ## open the series in JupyterLab
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab --allow-root --LabApp.default_url=/lab/tree/notebooks/01_embeddings.ipynb
 
 test: .venv/installed  ## the helper, the form of the notebooks, every notebook under strict nbval
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

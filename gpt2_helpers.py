@@ -132,7 +132,7 @@ class GPT2(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator=None):
-        """Start as GPT-2 did: weights N(0, 0.02), biases 0, LayerNorms 1 and 0, and the tie.
+        """Start as GPT-2 is built today: weights N(0, 0.02), biases 0, LayerNorms 1 and 0, the tie.
 
         The two projections that write into the residual stream are scaled by 1/sqrt(2L), because
         2L of them add up there. `generator` is a torch.Generator on the model's device.
@@ -497,12 +497,9 @@ def show_matrix(
     """
     matrix = torch.as_tensor(matrix).detach().float().cpu()  # [R, C]
     limit = limit or matrix[matrix.isfinite()].abs().max().item()
-    low, high = (-limit if signed else 0.0), limit
-    colours = LinearSegmentedColormap.from_list(component, ["white", COLOURS[component], "black"])
-    shades = "RdBu_r" if signed else colours
-    image = ax.imshow(
-        matrix, cmap=shades, vmin=low, vmax=high * (1 if signed else 1.3), aspect="auto"
-    )
+    shades = LinearSegmentedColormap.from_list(component, ["white", COLOURS[component]])
+    cmap, low = ("RdBu_r", -limit) if signed else (shades, 0.0)
+    image = ax.imshow(matrix, cmap=cmap, vmin=low, vmax=limit, aspect="auto")
     ax.set_facecolor("#d0d0d0")
     if numbers is None:
         ax.figure.colorbar(image, ax=ax, fraction=0.046)
