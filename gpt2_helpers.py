@@ -47,8 +47,11 @@ class GPT2Config:
     def __post_init__(self):
         for field in fields(self):
             size = getattr(self, field.name)
-            if field.name != "tie_weights" and (not isinstance(size, int) or size < 1):
-                raise ValueError(f"{field.name} must be a whole number of at least 1, got {size!r}")
+            if field.name == "tie_weights":
+                if type(size) is not bool:
+                    raise ValueError(f"tie_weights must be True or False, got {size!r}")
+            elif type(size) is not int or size < 1:
+                raise ValueError(f"{field.name} must be an int of at least 1, got {size!r}")
         if self.n_embd % self.n_head:
             raise ValueError(
                 f"n_embd={self.n_embd} cannot be shared equally by n_head={self.n_head} heads: "
@@ -135,7 +138,9 @@ class GPT2(nn.Module):
         """Start as GPT-2 is built today: weights N(0, 0.02), biases 0, LayerNorms 1 and 0, the tie.
 
         The two projections that write into the residual stream are scaled by 1/sqrt(2L), because
-        2L of them add up there. `generator` is a torch.Generator on the model's device.
+        2L of them add up there (Radford et al. 2019, section 2.3). OpenAI's code drew `wpe` with
+        a standard deviation of 0.01; 0.02 throughout is what transformers and others do.
+        `generator` is a torch.Generator on the model's device.
         """
         if self.config.tie_weights:
             self.unembed.weight = self.wte.weight  # one Parameter, two users
@@ -251,10 +256,12 @@ SPLIT_PATTERN = (  # GPT-2's own: contractions, words, numbers, punctuation, whi
 
 
 class GPT2Tokenizer(tiktoken.Encoding):
-    """A `tiktoken.Encoding` that reads <|endoftext|> as plain text unless told otherwise."""
+    """A `tiktoken.Encoding` whose `encode` reads <|endoftext|> as plain text by default."""
 
     def encode(self, text, *, allowed_special=frozenset(), disallowed_special=()):
-        """Token ids of `text`, a list of int. Raises ValueError for half a surrogate pair."""
+        """Token ids of `text`, a list of int; TypeError or, for invalid Unicode, ValueError."""
+        if not isinstance(text, str):
+            raise TypeError(f"the text must be a str, got {type(text).__name__}")
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -262,9 +269,8 @@ class GPT2Tokenizer(tiktoken.Encoding):
                 f"character {error.start} of the text is half of a surrogate pair, which stands "
                 "for no character: repair the text before encoding it"
             ) from None
-        return super().encode(
-            text, allowed_special=set(allowed_special), disallowed_special=disallowed_special
-        )
+        special = {"allowed_special": allowed_special, "disallowed_special": disallowed_special}
+        return super().encode(text, **special)
 
     def encode_ordinary(self, text):
         """Token ids of `text`, every special token in it taken for plain text."""
@@ -285,7 +291,10 @@ def get_tokenizer(path=DATA / "vocab.bpe"):
     """
     merges = Path(path).read_bytes()
     if hashlib.sha256(merges).hexdigest() != MERGES_SHA256:
-        raise ValueError(f"{path} is not GPT-2's merges file (its SHA-256 differs): fetch it again")
+        raise ValueError(
+            f"{path} is not GPT-2's merges file (its SHA-256 differs): fetch it again, as binary, "
+            "with its line endings unchanged"
+        )
     # The file writes every byte as one visible character: printable bytes as themselves, the
     # others, in order, as the characters from 256 on. A byte's place in that order is its id.
     visible = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
@@ -312,11 +321,13 @@ def get_batch(batch_size=8, seq_len=1024):
     """The story's first tokens as (ids, targets), each [B, T] and on the CPU.
 
     The targets are the ids one place further on: the token that follows each token.
-    Raises ValueError if the story is too short for B * T + 1 tokens.
+    Raises ValueError if a size is below 1, or the story too short for B * T + 1 tokens.
     """
+    if batch_size < 1 or seq_len < 1:
+        raise ValueError(f"a batch needs sizes of at least 1, got {batch_size} x {seq_len}")
     tokens = get_tokenizer().encode(get_text())
     needed = batch_size * seq_len + 1
-    if batch_size < 1 or seq_len < 1 or len(tokens) < needed:
+    if len(tokens) < needed:
         raise ValueError(
             f"a batch of {batch_size} x {seq_len} needs {needed:,} tokens with its targets; the "
             f"story has {len(tokens):,}"
@@ -368,8 +379,8 @@ def training_memory(config, batch_size, seq_len):
     """Bytes of one float32 training step with AdamW: {"weights", "gradients", ...}.
 
     "activations" are what the forward pass keeps for the backward pass: 16 tensors of
-    [B, T, E] in each block, 2 behind them. "logits" are three tensors of [B, T, V]: the logits,
-    their log-probabilities and their gradient. Buffers of single operations come on top.
+    [B, T, E] in each block, 2 behind them. "logits" are four tensors of [B, T, V]: the logits,
+    their log-probabilities, and the gradients of both. Buffers of single operations come on top.
     """
     parameters = sum(parameter_counts(config).values())
     tokens = batch_size * seq_len
@@ -378,18 +389,21 @@ def training_memory(config, batch_size, seq_len):
         "gradients": 4 * parameters,
         "optimizer state": 8 * parameters,
         "activations": 4 * tokens * config.n_embd * (16 * config.n_layer + 2),
-        "logits": 4 * tokens * config.vocab_size * 3,
+        "logits": 4 * tokens * config.vocab_size * 4,
     }
 
 
 def kept_for_backward(function):
     """Bytes of all tensors that autograd keeps between `function()` and its backward pass.
 
-    Weights are among them; tensors that share their memory count once.
+    Weights are among them; tensors that share their memory count once. Raises ValueError on the
+    meta device, which keeps nothing.
     """
     storages = {}
 
     def keep(tensor):
+        if tensor.is_meta:
+            raise ValueError("tensors on the meta device take no memory")
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = storage
         return tensor
@@ -409,7 +423,7 @@ def pick_device():
 
 
 def describe_device(device):
-    """The name of a device with its memory (GPU, GiB) or threads (CPU), for a table: a string."""
+    """A device in words, for a table: a CUDA GPU's name and memory, a CPU's name and threads."""
     device = torch.device(device)
     if device.type == "cuda":
         gibibytes = torch.cuda.get_device_properties(device).total_memory / 2**30
@@ -496,7 +510,8 @@ def show_matrix(
     Cells that are not finite are grey.
     """
     matrix = torch.as_tensor(matrix).detach().float().cpu()  # [R, C]
-    limit = limit or matrix[matrix.isfinite()].abs().max().item()
+    finite = matrix[matrix.isfinite()]
+    limit = limit or (finite.abs().max().item() if len(finite) else 0) or 1.0
     shades = LinearSegmentedColormap.from_list(component, ["white", COLOURS[component]])
     cmap, low = ("RdBu_r", -limit) if signed else (shades, 0.0)
     image = ax.imshow(matrix, cmap=cmap, vmin=low, vmax=limit, aspect="auto")
@@ -514,7 +529,7 @@ def show_matrix(
     if numbers:
         for r, row in enumerate(matrix.tolist()):
             for c, value in enumerate(row):
-                ink = "white" if abs(value) > 0.6 * limit else "black"
+                ink = "white" if 0.6 * limit < abs(value) < math.inf else "black"
                 ax.text(c, r, f"{value:{numbers}}", ha="center", va="center", color=ink)
 
 

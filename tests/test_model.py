@@ -231,9 +231,11 @@ def test_a_model_on_meta_takes_ids_on_meta():
     ("sizes", "message"),
     [
         ({"n_embd": 100, "n_head": 12}, "n_embd=100 .* n_head=12 heads"),
-        ({"n_layer": 0}, "n_layer must be a whole number of at least 1, got 0"),
-        ({"vocab_size": 5.5}, "vocab_size must be a whole number.*5.5"),
-        ({"n_positions": "1024"}, "n_positions must be a whole number.*'1024'"),
+        ({"n_layer": 0}, "n_layer must be an int of at least 1, got 0"),
+        ({"n_layer": True}, "n_layer must be an int of at least 1, got True"),
+        ({"vocab_size": 5.5}, "vocab_size must be an int.*5.5"),
+        ({"n_positions": "1024"}, "n_positions must be an int.*'1024'"),
+        ({"tie_weights": "no"}, "tie_weights must be True or False, got 'no'"),
     ],
 )
 def test_impossible_sizes_are_refused(sizes, message):
@@ -249,10 +251,31 @@ def test_config_cannot_be_changed():
 # ----------------------------------------------------------------------------------- GPU
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_ids_on_a_gpu_are_not_read_back():
+    """Reading them would make Python wait for the GPU in every forward pass."""
+
+    class OnGpu(torch.Tensor):
+        is_cpu, device = False, torch.device("cuda", 0)
+
+        def aminmax(self):
+            raise AssertionError("the ids were read")
+
+    ids = torch.tensor([[5]]).as_subclass(OnGpu)
+    gpt2.check_ids(ids, SMALL[0], torch.device("cuda", 0))
+
+
+def test_a_compiled_model_gives_the_same_logits():
+    """The range check must not break the graph."""
+    model, ids = gpt2.GPT2(SMALL[0]), random_ids(SMALL[0])
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(ids), model(ids))
+
+
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs a GPU")
 def test_logits_on_the_gpu_equal_those_on_the_cpu(full_size):
-    ids = gpt2.get_batch(1, 256)[0]
+    device, ids = gpt2.pick_device(), gpt2.get_batch(1, 256)[0]
+    moved = copy.deepcopy(full_size).to(device)
+    assert tied(moved)
     with torch.inference_mode():
-        expected = full_size(ids)
-        logits = copy.deepcopy(full_size).cuda()(ids.cuda()).cpu()
+        expected, logits = full_size(ids), moved(ids.to(device)).cpu()
     torch.testing.assert_close(logits, expected, atol=1e-3, rtol=0)

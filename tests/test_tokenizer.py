@@ -83,6 +83,16 @@ def test_endoftext_as_one_special_token(tokenizer, reference):
     assert tokenizer.decode(ids) == text
 
 
+def test_all_special_tokens_may_be_allowed(tokenizer):
+    assert tokenizer.encode(f"a{END}", allowed_special="all") == [64, 50256]
+
+
+@pytest.mark.parametrize("text", [None, b"bytes", 5])
+def test_what_is_no_text_is_refused(tokenizer, text):
+    with pytest.raises(TypeError, match=f"must be a str, got {type(text).__name__}"):
+        tokenizer.encode(text)
+
+
 def test_transformers_agrees(tokenizer, tmp_path):
     """transformers' GPT2TokenizerFast needs a vocabulary file; ours, written out, serves it."""
     merges = (gpt2.DATA / "vocab.bpe").read_text(encoding="utf-8")
@@ -131,7 +141,15 @@ def test_the_story_fills_one_batch(tokenizer):
     assert torch.equal(ids[:, 1:], targets[:, :-1])
 
 
-@pytest.mark.parametrize("shape", [(9, 1024), (8, 1040), (0, 4), (2, -1)])
-def test_a_batch_that_cannot_be_is_refused(shape):
-    with pytest.raises(ValueError, match=f"a batch of {shape[0]} x {shape[1]} needs"):
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((9, 1024), "a batch of 9 x 1024 needs 9,217 tokens .* the story has 8,308"),
+        ((8, 1040), "needs 8,321 tokens"),
+        ((0, 4), "sizes of at least 1, got 0 x 4"),
+        ((2, -1), "sizes of at least 1, got 2 x -1"),
+    ],
+)
+def test_a_batch_that_cannot_be_is_refused(shape, message):
+    with pytest.raises(ValueError, match=message):
         gpt2.get_batch(*shape)

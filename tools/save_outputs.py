@@ -2,12 +2,13 @@
 
     python tools/save_outputs.py [notebook ...]        all of the series by default
 
-Running it twice changes nothing: a notebook that is as committed, and whose compared outputs
-come out as they are stored, keeps the times it printed when it was last saved. Figures that
-the README shows are written to data/ from the cells tagged "readme".
+Running it on committed notebooks changes nothing: where the compared outputs come out as they are
+stored, the times stay those that were printed when the notebook was last saved. The figure that
+the README shows is written to data/ from the cell tagged "readme".
 """
 
 import base64
+import shutil
 import subprocess
 import sys
 import time
@@ -59,18 +60,31 @@ def execute(notebook, folder):
 
 
 def is_committed(path):
+    """Does git know the file, unchanged? False where there is no git."""
+    if shutil.which("git") is None:
+        return False
     unchanged = ["git", "diff", "--quiet", "HEAD", "--", str(path)]
     known = ["git", "ls-files", "--error-unmatch", str(path)]
     return all(
-        subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+        subprocess.run(command, cwd=path.parent, capture_output=True).returncode == 0
         for command in (known, unchanged)
     )
+
+
+def ignored(cell):
+    return IGNORED in cell.metadata.get("tags", [])
+
+
+def same_results(fresh, stored):
+    """Do all compared cells show what they showed before?"""
+    pairs = zip(fresh.cells, stored.cells, strict=True)
+    return all(a.get("outputs") == b.get("outputs") for a, b in pairs if not ignored(a))
 
 
 def keep_times(fresh, stored):
     """Put the stored outputs of ignored cells back into `fresh`."""
     for cell, old in zip(fresh.cells, stored.cells, strict=True):
-        if IGNORED in cell.metadata.get("tags", []):
+        if ignored(cell):
             cell.outputs = old.outputs
 
 
@@ -84,7 +98,7 @@ def save_readme_figures(notebook, path):
 def save(path):
     stored = nbformat.read(path, as_version=4)
     fresh = execute(stored, path.parent)
-    if is_committed(path):
+    if is_committed(path) and same_results(fresh, stored):
         keep_times(fresh, stored)
     nbformat.write(fresh, path)
     save_readme_figures(fresh, path)

@@ -11,19 +11,20 @@ import sys
 import nbformat
 from save_outputs import ROOT, series
 
-SETUP = re.compile(r'REPOSITORY, REVISION = "([^"]+)", "([^"]+)"')
+SETUP = re.compile(r'REPOSITORY = "([^"]+)"\nREVISION = "([^"]+)"')
 COLAB = re.compile(r"(colab\.research\.google\.com/github)/([^/]+/[^/]+)/blob/(.+?)/(?=notebooks/)")
 
 
 def replace_address(text, repository, revision):
     """`text` with every setup line and Colab link naming `repository` at `revision`."""
-    text = SETUP.sub(f'REPOSITORY, REVISION = "{repository}", "{revision}"', text)
+    text = SETUP.sub(f'REPOSITORY = "{repository}"\nREVISION = "{revision}"', text)
     return COLAB.sub(rf"\g<1>/{repository}/blob/{revision}/", text)
 
 
 def set_repository(repository, revision="main"):
     """Rewrite all files; raises ValueError, before anything is written, on a malformed address."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*/[A-Za-z0-9._-]+", repository):
+    form = r"[A-Za-z0-9][A-Za-z0-9-]*/(?!\.{1,2}$)(?!.*\.git$)[A-Za-z0-9._-]+"
+    if not re.fullmatch(form, repository):
         raise ValueError(f"the repository must look like owner/name, got {repository!r}")
     if not re.fullmatch(r"[A-Za-z0-9._][A-Za-z0-9._/-]*", revision):
         raise ValueError(f"the revision must be a branch or a tag, got {revision!r}")
