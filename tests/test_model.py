@@ -57,10 +57,10 @@ def test_logits_and_gradients_equal_transformers_in_float64(config, tie_weights)
         )
 
 
-def test_full_size_equals_transformers(full_size):
-    config = full_size.config
-    reference = reference_model(config)
-    ours = gpt2.load_openai_weights(copy.deepcopy(full_size), reference.state_dict())
+@pytest.mark.parametrize("tie_weights", [True, False])
+def test_full_size_equals_transformers(tie_weights):
+    config = gpt2.GPT2Config(tie_weights=tie_weights)
+    ours, reference = ours_and_reference(config)
     ids = random_ids(config, 2, 64)
     logits, expected = ours(ids), reference(ids).logits
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
