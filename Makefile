@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=300
 
-.PHONY: lab test outputs format publish
+.PHONY: lab test bench outputs format publish
 
 lab: .venv/installed  ## open the series in JupyterLab
 	$(BIN)/jupyter lab --allow-root --LabApp.default_url=/lab/tree/notebooks/01_embeddings.ipynb
@@ -11,6 +11,9 @@ lab: .venv/installed  ## open the series in JupyterLab
 test: .venv/installed  ## the helper, the form of the notebooks, every notebook under strict nbval
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/python -m pytest $(NBVAL) tests notebooks
+
+bench: .venv/installed  ## beside transformers: time, memory, share of the machine's limit
+	$(BIN)/python benchmarks/compare.py --save benchmarks/results.md
 
 outputs: .venv/installed  ## execute every notebook and save its outputs
 	$(BIN)/python tools/save_outputs.py

@@ -11,16 +11,21 @@ Source of the architecture: Radford et al., "Language Models are Unsupervised Mu
 Learners" (2019), and the layout of the checkpoints that OpenAI published with it.
 """
 
+import csv
 import hashlib
 import math
+import os
 import platform
 import re
+import statistics
 import time
 from dataclasses import dataclass, fields
+from datetime import date
 from functools import lru_cache
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import psutil
 import tiktoken
 import torch
 import torch.nn.functional as F
@@ -463,6 +468,185 @@ def measure(function, device, repeats=5, warmup=1):
     return seconds
 
 
+def free_memory(device):
+    """Bytes that are free on a device (on a GPU that is not NVIDIA's: in the machine)."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+SIZES = [(1, 64), (1, 128), (1, 256), (1, 512), (1, 1024), (2, 1024), (4, 1024), (8, 1024)]
+
+
+def choose_batch(config, device, flops_per_second, seconds=math.inf, passes=1):
+    """The largest batch of SIZES that a device can train: (B, T), and a sentence on what set it.
+
+    Memory: a training step may take three quarters of what is free, two fifths on devices whose
+    attention may store its T x T matrices. Time: `passes` forward passes may take `seconds` at
+    `flops_per_second`; the smallest batch is always allowed. Raises MemoryError if nothing fits.
+    """
+    share = 0.75 if torch.device(device).type in ("cpu", "cuda") else 0.4
+    allowed, limit = share * free_memory(device), "the lecture's size"
+    for B, T in reversed(SIZES):
+        memory = sum(training_memory(config, B, T).values())
+        wait = passes * forward_flops(config, B, T) / flops_per_second
+        if memory > allowed:
+            limit = f"{B} x {T} needs {memory / 1e9:.1f} GB of the {allowed / 1e9:.1f} GB to spare"
+        elif wait > seconds and SIZES[0] != (B, T):
+            limit = f"{B} x {T} would take about {wait:.0f} s of the {seconds:.0f} s allowed"
+        else:
+            return (B, T), limit
+    raise MemoryError(f"too little free memory to train even {B} x {T}: {limit}")
+
+
+A100 = {"float32": 19.5, "tf32": 156, "bfloat16": 312, "float16": 312}
+H100 = {"float32": 67, "tf32": 494, "bfloat16": 989, "float16": 989}
+DATA_SHEETS = {  # NVIDIA's: dense TFLOP/s in each format, TB/s of memory; keys as PyTorch names it
+    "Tesla T4": {"float32": 8.1, "float16": 65, "memory": 0.32},
+    "NVIDIA A100-SXM4-40GB": A100 | {"memory": 1.555},
+    "NVIDIA A100-SXM4-80GB": A100 | {"memory": 2.039},
+    "NVIDIA H100 80GB HBM3": H100 | {"memory": 3.35},
+}
+
+
+def data_sheet(device):
+    """Peaks of a device by its maker's data sheet, or None: an unknown device is not guessed.
+
+    {"float32": TFLOP/s, ..., "memory": TB/s}; a format that the chip lacks is missing.
+    """
+    if torch.device(device).type != "cuda":
+        return None
+    return DATA_SHEETS.get(torch.cuda.get_device_name(device))
+
+
+def matrix_peak(device, dtype=torch.float32, size=None, repeats=8):
+    """FLOP/s of the fastest large matrix product seen on a device: what a model can hope for.
+
+    On a CPU, PyTorch's float32 products run in one library (MKL, on x86) though oneDNN, which is
+    there as well, may be faster; so both are tried.
+    """
+    size = size or (2048 if torch.device(device).type == "cpu" else 8192)
+    left, right = torch.randn(2, size, size).to(device, dtype)
+    products = [lambda: left @ right]
+    if left.is_cpu and dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        left_onednn, right_onednn = left.to_mkldnn(), right.to_mkldnn()
+        products.append(lambda: torch._C._nn.mkldnn_linear(left_onednn, right_onednn))
+    with torch.inference_mode():
+        fastest = min(min(measure(product, device, repeats)) for product in products)
+    return 2 * size**3 / fastest
+
+
+# ------------------------------------------------------------------------- files of timings
+
+TIMING_COLUMNS = {  # column: what its text must match
+    "source": r"measured|reported",
+    "device": r"[a-z]+",  # cpu, cuda, mps, ...
+    "machine": r".+",  # describe_device()
+    "threads": r"[1-9]\d*|",
+    "versions": r".*",
+    "model": r"gpt2(-\w+)?",
+    "dtype": r"float32|tf32|bfloat16|float16",
+    "batch_size": r"\d+",  # 0 x 0 where there is no batch
+    "seq_len": r"\d+",
+    "experiment": r".+",
+    "repeats": r"[1-9]\d*",
+    "median_s": r".+",
+    "low_s": r".+",
+    "high_s": r".+",
+    "date": r"\d{4}-\d\d-\d\d|",
+    "note": r".*",
+}
+
+
+def timing(experiment, device, seconds, batch_size=0, seq_len=0, dtype="float32", model="gpt2"):
+    """One row of a file of timings, a dict: this machine, now; median and range of `seconds`."""
+    return {
+        "source": "measured",
+        "device": torch.device(device).type,
+        "machine": describe_device(device),
+        "threads": torch.get_num_threads(),
+        "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
+        "model": model,
+        "dtype": dtype,
+        "batch_size": batch_size,
+        "seq_len": seq_len,
+        "experiment": experiment,
+        "repeats": len(seconds),
+        "median_s": statistics.median(seconds),
+        "low_s": min(seconds),
+        "high_s": max(seconds),
+        "date": date.today().isoformat(),
+        "note": "",
+    }
+
+
+def save_timings(path, rows):
+    """Write rows to a CSV, whole or not at all; a file that holds no timings is not replaced.
+
+    Raises ValueError, as `read_timings` does, if such a file or a row is in the way.
+    """
+    path = Path(path)
+    if path.exists():
+        read_timings(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(
+                file, TIMING_COLUMNS, lineterminator="\n", extrasaction="ignore"
+            )
+            writer.writeheader()
+            writer.writerows(
+                row | {k: f"{row[k]:.6g}" for k in ("median_s", "low_s", "high_s")} for row in rows
+            )
+        read_timings(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_timings(*paths):
+    """The rows of any number of files of timings: dicts, numbers as numbers.
+
+    Raises ValueError with file and line for a row that is cut off or makes no sense.
+    """
+    rows = []
+    for path in map(Path, paths):
+
+        def complain(what, line, path=path):
+            raise ValueError(f"{path.name}, line {line}: {what}") from None
+
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError:
+            complain("this is not text in UTF-8", 1)
+        if not lines or lines[0].split(",") != list(TIMING_COLUMNS):
+            complain("a file of timings starts with " + ",".join(TIMING_COLUMNS), 1)
+        for number, line in enumerate(lines[1:], start=2):
+            texts = next(csv.reader([line]), [])
+            if len(texts) != len(TIMING_COLUMNS):
+                found = f"{len(texts)} values in place of {len(TIMING_COLUMNS)}"
+                complain(f"{found}: is the line cut off?", number)
+            row = dict(zip(TIMING_COLUMNS, texts, strict=True))
+            for column, pattern in TIMING_COLUMNS.items():
+                if not re.fullmatch(pattern, row[column]):
+                    complain(f"{row[column]!r} is no {column}", number)
+            try:
+                if row["date"]:
+                    date.fromisoformat(row["date"])
+                for column in ("threads", "batch_size", "seq_len", "repeats"):
+                    row[column] = int(row[column]) if row[column] else None
+                for column in ("median_s", "low_s", "high_s"):
+                    row[column] = float(row[column])
+            except ValueError as error:
+                complain(error, number)
+            if not 0 < row["low_s"] <= row["median_s"] <= row["high_s"] < math.inf:
+                complain("the times must be positive, low_s <= median_s <= high_s", number)
+            if row["model"] not in GPT2_CONFIGS:
+                complain(f"{row['model']!r} is no model of the series", number)
+            rows.append(row)
+    return rows
+
+
 # --------------------------------------------------------------------------------- figures
 
 COLOURS = {  # Okabe and Ito's palette: told apart by colour-blind readers, one colour a component
@@ -614,3 +798,44 @@ def draw_model(ax, config):
         ax.text(x, y, text, **centre)
     ax.set(xlim=(-0.1, 15.8), ylim=(-0.6, 4.6))
     ax.axis("off")
+
+
+THE_THREE = ("creating", "forward", "backpropagation")  # the experiments of notebook 5
+
+
+def draw_timings(rows, experiments=THE_THREE, size=(8, 1024)):
+    """A figure of timings, one line per row, on a log axis; returns the figure.
+
+    Where a row has another batch than `size`, its time is scaled by the FLOPs, and its mark is
+    hollow. A diamond is a reported time. The thin line is the range.
+    """
+    groups = {e: [row for row in rows if row["experiment"] == e] for e in experiments}
+    lines = sum(len(group) + 1 for group in groups.values())
+    fig, ax = plt.subplots(figsize=(11, 1 + 0.36 * lines))
+    y, ticks, largest = 0, {}, 0.0
+    for experiment, group in groups.items():
+        title = "one pass of {} x {}".format(*size) if any(r["seq_len"] for r in group) else "once"
+        ax.text(0, y, f" {experiment}, {title}", transform=ax.get_yaxis_transform(), weight="bold")
+        for row in sorted(group, key=lambda row: row["median_s"]):
+            y += 1
+            scale, batch = 1.0, (row["batch_size"], row["seq_len"])
+            if all(batch) and batch != size:
+                config = GPT2_CONFIGS[row["model"]]
+                scale = forward_flops(config, *size) / forward_flops(config, *batch)
+            low, middle, high = (scale * row[k] for k in ("low_s", "median_s", "high_s"))
+            colour = COLOURS["other" if row["device"] == "cpu" else "attention"]
+            marker = {"measured": "o", "reported": "D"}.get(row["source"], "|")
+            face = colour if scale == 1 else "white"
+            ax.plot((low, high), (y, y), color=colour)
+            ax.plot(middle, y, marker, color=colour, markerfacecolor=face, markersize=9, mew=2)
+            number = f"{middle:.2g}" if middle < 9.5 else f"{middle:,.0f}"
+            note = f" ({row['note']})" if row["note"] else ""
+            ax.text(1.25 * high, y, f"{number} s{note}", va="center", fontsize=12)
+            kind = "" if row["dtype"] == "float32" else f", {row['dtype']}"
+            name = re.sub(r"\((R|TM|tm)\)| CPU| with .*", "", row["machine"])
+            ticks[y] = (name if len(name) < 38 else name[:36] + " ...") + kind
+            largest = max(largest, high)
+        y += 1
+    ax.set(xscale="log", xlabel="seconds", xlim=(None, 60 * largest), ylim=(y - 0.4, -0.8))
+    ax.set_yticks(list(ticks), ticks.values(), fontsize=11)
+    return fig
