@@ -13,11 +13,13 @@ Learners" (2019), and the layout of the checkpoints that OpenAI published with i
 
 import csv
 import hashlib
+import io
 import math
 import os
 import platform
 import re
 import statistics
+import tempfile
 import time
 from dataclasses import dataclass, fields
 from datetime import date
@@ -469,31 +471,45 @@ def measure(function, device, repeats=5, warmup=1):
 
 
 def free_memory(device):
-    """Bytes that are free on a device (on a GPU that is not NVIDIA's: in the machine)."""
+    """Bytes that can still be reserved on a device; where that is unknown, in the machine.
+
+    On a GPU, memory that PyTorch holds in reserve counts as free. In a container with a limit of
+    its own (Linux), what is left of that limit counts.
+    """
     if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    free = psutil.virtual_memory().available
+    limit, used = (Path("/sys/fs/cgroup") / f"memory.{name}" for name in ("max", "current"))
+    if limit.exists() and limit.read_text().strip().isdigit():
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return free
 
 
 SIZES = [(1, 64), (1, 128), (1, 256), (1, 512), (1, 1024), (2, 1024), (4, 1024), (8, 1024)]
 
 
 def choose_batch(config, device, flops_per_second, seconds=math.inf, passes=1):
-    """The largest batch of SIZES that a device can train: (B, T), and a sentence on what set it.
+    """The largest batch of SIZES that a device can train: (B, T), and the reason for it in words.
 
-    Memory: a training step may take three quarters of what is free, two fifths on devices whose
-    attention may store its T x T matrices. Time: `passes` forward passes may take `seconds` at
-    `flops_per_second`; the smallest batch is always allowed. Raises MemoryError if nothing fits.
+    Memory: a training step may take three quarters of what is free; on devices other than CPUs and
+    CUDA's, attention is taken to store its scores, [B, H, T, T] twice in each block. Time: `passes`
+    forward passes may take `seconds` at `flops_per_second`; the smallest batch is always allowed.
+    Raises MemoryError if nothing fits.
     """
-    share = 0.75 if torch.device(device).type in ("cpu", "cuda") else 0.4
-    allowed, limit = share * free_memory(device), "the lecture's size"
-    for B, T in reversed(SIZES):
+    stores_scores = torch.device(device).type not in ("cpu", "cuda")
+    allowed, limit = 0.75 * free_memory(device), "the lecture's size"
+    sizes = [(B, T) for B, T in SIZES if config.n_positions >= T] or [(1, config.n_positions)]
+    for B, T in reversed(sizes):
         memory = sum(training_memory(config, B, T).values())
+        memory += stores_scores * 4 * 2 * config.n_layer * B * config.n_head * T * T
         wait = passes * forward_flops(config, B, T) / flops_per_second
         if memory > allowed:
-            limit = f"{B} x {T} needs {memory / 1e9:.1f} GB of the {allowed / 1e9:.1f} GB to spare"
-        elif wait > seconds and SIZES[0] != (B, T):
-            limit = f"{B} x {T} would take about {wait:.0f} s of the {seconds:.0f} s allowed"
+            limit = (
+                f"{B} x {T} needs {memory / 1e9:.1f} GB, and {allowed / 1e9:.1f} GB are to spare"
+            )
+        elif wait > seconds and sizes[0] != (B, T):
+            limit = f"{B} x {T} would take about {wait:.0f} s, and {seconds:.0f} s are allowed"
         else:
             return (B, T), limit
     raise MemoryError(f"too little free memory to train even {B} x {T}: {limit}")
@@ -519,21 +535,24 @@ def data_sheet(device):
     return DATA_SHEETS.get(torch.cuda.get_device_name(device))
 
 
-def matrix_peak(device, dtype=torch.float32, size=None, repeats=8):
+def matrix_peak(device, dtype=torch.float32, size=2048, repeats=8):
     """FLOP/s of the fastest large matrix product seen on a device: what a model can hope for.
 
-    On a CPU, PyTorch's float32 products run in one library (MKL, on x86) though oneDNN, which is
-    there as well, may be faster; so both are tried.
+    A product of two [size, size] matrices, and larger ones while they take under 20 ms. On a CPU,
+    PyTorch's float32 products run in one library (MKL, on x86) though oneDNN, which is there as
+    well, may be faster; so both are tried.
     """
-    size = size or (2048 if torch.device(device).type == "cpu" else 8192)
-    left, right = torch.randn(2, size, size).to(device, dtype)
-    products = [lambda: left @ right]
-    if left.is_cpu and dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        left_onednn, right_onednn = left.to_mkldnn(), right.to_mkldnn()
-        products.append(lambda: torch._C._nn.mkldnn_linear(left_onednn, right_onednn))
     with torch.inference_mode():
+        left, right = torch.randn(2, size, size).to(device, dtype)
+        products = [lambda: left @ right]
+        if left.is_cpu and dtype == torch.float32 and torch.backends.mkldnn.is_available():
+            left_onednn, right_onednn = left.to_mkldnn(), right.to_mkldnn()
+            products.append(lambda: torch._C._nn.mkldnn_linear(left_onednn, right_onednn))
         fastest = min(min(measure(product, device, repeats)) for product in products)
-    return 2 * size**3 / fastest
+    rate = 2 * size**3 / fastest
+    if fastest < 0.02 and 2048 <= size < 8192:
+        return max(rate, matrix_peak(device, dtype, 2 * size, repeats))
+    return rate
 
 
 # ------------------------------------------------------------------------- files of timings
@@ -544,7 +563,7 @@ TIMING_COLUMNS = {  # column: what its text must match
     "machine": r".+",  # describe_device()
     "threads": r"[1-9]\d*|",
     "versions": r".*",
-    "model": r"gpt2(-\w+)?",
+    "model": "|".join(GPT2_CONFIGS),
     "dtype": r"float32|tf32|bfloat16|float16",
     "batch_size": r"\d+",  # 0 x 0 where there is no batch
     "seq_len": r"\d+",
@@ -581,27 +600,33 @@ def timing(experiment, device, seconds, batch_size=0, seq_len=0, dtype="float32"
 
 
 def save_timings(path, rows):
-    """Write rows to a CSV, whole or not at all; a file that holds no timings is not replaced.
+    """Write rows to a CSV, whole or not at all; times are rounded to six digits.
 
-    Raises ValueError, as `read_timings` does, if such a file or a row is in the way.
+    Other entries of a row than TIMING_COLUMNS are left out. A file that is there already is
+    replaced if it holds timings, or nothing. Raises ValueError if it does not, or if a row makes
+    no sense, and OSError as `open` does; the file is then as it was.
     """
-    path = Path(path)
-    if path.exists():
-        read_timings(path)
-    partial = path.with_name(path.name + ".partial")
+    path, rows = Path(path).resolve(), list(rows)
+    if not rows:
+        raise ValueError("there are no timings to save")
+    if path.exists() and path.stat().st_size:
+        try:
+            read_timings(path)
+        except ValueError as error:
+            raise ValueError(f"{error}. Rename or delete {path.name}: it is in the way") from None
+    text = io.StringIO()
+    writer = csv.DictWriter(text, TIMING_COLUMNS, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow(row | {k: f"{float(row[k]):.6g}" for k in ("median_s", "low_s", "high_s")})
+    _parse_timings("the rows to be saved", text.getvalue())
+    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     try:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(
-                file, TIMING_COLUMNS, lineterminator="\n", extrasaction="ignore"
-            )
-            writer.writeheader()
-            writer.writerows(
-                row | {k: f"{row[k]:.6g}" for k in ("median_s", "low_s", "high_s")} for row in rows
-            )
-        read_timings(partial)
+        with open(descriptor, "w", encoding="utf-8", newline="") as file:
+            file.write(text.getvalue())
         os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        Path(partial).unlink(missing_ok=True)
 
 
 def read_timings(*paths):
@@ -611,40 +636,50 @@ def read_timings(*paths):
     """
     rows = []
     for path in map(Path, paths):
-
-        def complain(what, line, path=path):
-            raise ValueError(f"{path.name}, line {line}: {what}") from None
-
         try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            text = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError:
-            complain("this is not text in UTF-8", 1)
-        if not lines or lines[0].split(",") != list(TIMING_COLUMNS):
-            complain("a file of timings starts with " + ",".join(TIMING_COLUMNS), 1)
-        for number, line in enumerate(lines[1:], start=2):
-            texts = next(csv.reader([line]), [])
-            if len(texts) != len(TIMING_COLUMNS):
-                found = f"{len(texts)} values in place of {len(TIMING_COLUMNS)}"
-                complain(f"{found}: is the line cut off?", number)
-            row = dict(zip(TIMING_COLUMNS, texts, strict=True))
-            for column, pattern in TIMING_COLUMNS.items():
-                if not re.fullmatch(pattern, row[column]):
-                    complain(f"{row[column]!r} is no {column}", number)
-            try:
-                if row["date"]:
-                    date.fromisoformat(row["date"])
-                for column in ("threads", "batch_size", "seq_len", "repeats"):
-                    row[column] = int(row[column]) if row[column] else None
-                for column in ("median_s", "low_s", "high_s"):
-                    row[column] = float(row[column])
-            except ValueError as error:
-                complain(error, number)
-            if not 0 < row["low_s"] <= row["median_s"] <= row["high_s"] < math.inf:
-                complain("the times must be positive, low_s <= median_s <= high_s", number)
-            if row["model"] not in GPT2_CONFIGS:
-                complain(f"{row['model']!r} is no model of the series", number)
-            rows.append(row)
+            raise ValueError(f"{path.name}, line 1: this is not text in UTF-8") from None
+        rows += _parse_timings(path.name, text)
     return rows
+
+
+def _parse_timings(name, text):
+    lines = text.rstrip().split("\n")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            values = next(csv.reader([line.rstrip("\r")], strict=True), [])
+            if number > 1:
+                rows.append(_timing_of(values))
+            elif values != list(TIMING_COLUMNS):
+                raise ValueError(f"a file of timings starts with {','.join(TIMING_COLUMNS)}")
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"{name}, line {number}: {error}") from None
+    return rows
+
+
+def _timing_of(values):
+    if len(values) != len(TIMING_COLUMNS):
+        found = f"{len(values)} values in place of {len(TIMING_COLUMNS)}"
+        raise ValueError(f"{found}: is the line cut off?")
+    row = dict(zip(TIMING_COLUMNS, values, strict=True))
+    for column, pattern in TIMING_COLUMNS.items():
+        if not re.fullmatch(pattern, row[column]):
+            raise ValueError(f"{row[column]!r} is no {column}")
+    for column in ("threads", "batch_size", "seq_len", "repeats"):
+        row[column] = int(row[column]) if row[column] else None
+    for column in ("median_s", "low_s", "high_s"):
+        row[column] = float(row[column])
+    if not 0 < row["low_s"] <= row["median_s"] <= row["high_s"] < math.inf:
+        raise ValueError("the times must be positive, low_s <= median_s <= high_s")
+    if row["date"]:
+        date.fromisoformat(row["date"])
+    if row["source"] == "measured" and not (row["date"] and row["versions"] and row["threads"]):
+        raise ValueError("what is measured needs a date, versions and threads")
+    if (row["batch_size"] == 0) != (row["seq_len"] == 0):
+        raise ValueError("batch_size and seq_len are both 0 or both not")
+    return row
 
 
 # --------------------------------------------------------------------------------- figures
@@ -806,22 +841,32 @@ THE_THREE = ("creating", "forward", "backpropagation")  # the experiments of not
 def draw_timings(rows, experiments=THE_THREE, size=(8, 1024)):
     """A figure of timings, one line per row, on a log axis; returns the figure.
 
-    Where a row has another batch than `size`, its time is scaled by the FLOPs, and its mark is
-    hollow. A diamond is a reported time. The thin line is the range.
+    Grey is a CPU, green another device. A round mark is a measured median, a diamond a reported
+    time, a stroke anything else; the thin line is the range. Where a row has another batch than
+    `size`, its times are scaled by the FLOPs of its model, and its mark is hollow.
     """
+
+    def scaled(row):
+        batch = row["batch_size"], row["seq_len"]
+        if not all(batch) or batch == tuple(size):
+            return 1.0
+        config = GPT2_CONFIGS[row["model"]]
+        return forward_flops(config, *size) / forward_flops(config, *batch)
+
     groups = {e: [row for row in rows if row["experiment"] == e] for e in experiments}
+    groups = {experiment: group for experiment, group in groups.items() if group}
+    if not groups:
+        raise ValueError(f"no row is of one of the experiments {', '.join(experiments)}")
     lines = sum(len(group) + 1 for group in groups.values())
     fig, ax = plt.subplots(figsize=(11, 1 + 0.36 * lines))
     y, ticks, largest = 0, {}, 0.0
     for experiment, group in groups.items():
-        title = "one pass of {} x {}".format(*size) if any(r["seq_len"] for r in group) else "once"
+        what = "one step of" if experiment == "backpropagation" else "one pass of"
+        title = f"{what} {size[0]} x {size[1]}" if any(r["seq_len"] for r in group) else "once"
         ax.text(0, y, f" {experiment}, {title}", transform=ax.get_yaxis_transform(), weight="bold")
-        for row in sorted(group, key=lambda row: row["median_s"]):
+        for row in sorted(group, key=lambda row: scaled(row) * row["median_s"]):
             y += 1
-            scale, batch = 1.0, (row["batch_size"], row["seq_len"])
-            if all(batch) and batch != size:
-                config = GPT2_CONFIGS[row["model"]]
-                scale = forward_flops(config, *size) / forward_flops(config, *batch)
+            scale = scaled(row)
             low, middle, high = (scale * row[k] for k in ("low_s", "median_s", "high_s"))
             colour = COLOURS["other" if row["device"] == "cpu" else "attention"]
             marker = {"measured": "o", "reported": "D"}.get(row["source"], "|")
@@ -829,13 +874,13 @@ def draw_timings(rows, experiments=THE_THREE, size=(8, 1024)):
             ax.plot((low, high), (y, y), color=colour)
             ax.plot(middle, y, marker, color=colour, markerfacecolor=face, markersize=9, mew=2)
             number = f"{middle:.2g}" if middle < 9.5 else f"{middle:,.0f}"
-            note = f" ({row['note']})" if row["note"] else ""
-            ax.text(1.25 * high, y, f"{number} s{note}", va="center", fontsize=12)
-            kind = "" if row["dtype"] == "float32" else f", {row['dtype']}"
+            ax.text(1.25 * high, y, f"{row['note']} {number} s".strip(), va="center", fontsize=12)
+            kind = "" if row["model"] == "gpt2" else f", {row['model']}"
+            kind += "" if row["dtype"] == "float32" else f", {row['dtype']}"
             name = re.sub(r"\((R|TM|tm)\)| CPU| with .*", "", row["machine"])
             ticks[y] = (name if len(name) < 38 else name[:36] + " ...") + kind
             largest = max(largest, high)
         y += 1
-    ax.set(xscale="log", xlabel="seconds", xlim=(None, 60 * largest), ylim=(y - 0.4, -0.8))
+    ax.set(xscale="log", xlabel="seconds", xlim=(None, 25 * largest), ylim=(y - 0.4, -0.8))
     ax.set_yticks(list(ticks), ticks.values(), fontsize=11)
     return fig

@@ -4,10 +4,18 @@
 
 Times: all models take turns in one process, in a new random order every round, and a ratio is
 taken within a round, so a slow minute of the machine meets all of them. Given are the median and
-the middle half of the ratios. Products of two matrices take their turns as well: the fastest says
-what this machine can do in float32. Memory: the most that a process of its own held during the
-work, over what it held before the model was made (Linux only). Everything is float32 on the CPU:
-under inference mode (forward), or with the loss and AdamW in its fused form (training step).
+the middle half of the ratios. The products of two square matrices take their turns as well: a
+model's FLOP/s (attention counted in full) are given as a share of the faster one's, round by round.
+
+Memory: the most that a process of its own held while it worked, over what it held before the
+model was made (Linux only).
+
+Everything is float32 on the CPU: evaluation under inference mode, or a training step with the
+loss and AdamW in its fused form. transformers is set to compute the same: no dropout, no cache of
+keys and values, the loss taken from the logits. It comes as it is by default ("sdpa"), with a
+GELU of one kernel, as ours has, and with attention written out ("eager"). Ours comes as the
+notebooks build it, and with its nn.Linear layers handed to oneDNN by torch.utils.mkldnn, which
+has no counterpart for transformers' own Conv1D layers.
 """
 
 import argparse
@@ -35,89 +43,106 @@ from gpt2_helpers import (  # noqa: E402
     GPT2Config,
     describe_device,
     forward_flops,
+    free_memory,
     get_batch,
     load_openai_weights,
+    training_memory,
 )
 
 CONFIG = GPT2Config()
 ROWS = [("forward", 1, 256), ("forward", 1, 1024), ("training step", 1, 512)]
 OURS, ONEDNN = "ours", "ours, oneDNN layers"
-SDPA, EAGER = "transformers, sdpa", "transformers, eager"
-PRODUCT = "matrix product"
+THEIRS = {  # name: what is set
+    "transformers, sdpa": {},
+    "transformers, sdpa, fused GELU": {"activation_function": "gelu_pytorch_tanh"},
+    "transformers, eager": {"attn_implementation": "eager"},
+}
+PRODUCTS = ["product", "product, oneDNN"]
 MATRIX = 2048
-
-
-def make(name, weights=None):
-    """The model as a function, ids [B, T] -> logits [B, T, V], and its parameters.
-
-    `weights`, a `GPT2LMHeadModel.state_dict()`, replaces the random ones.
-    """
-    if name in (SDPA, EAGER):
-        sizes = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "use_cache": False}
-        attention = "eager" if name == EAGER else "sdpa"
-        theirs = GPT2LMHeadModel(transformers.GPT2Config(attn_implementation=attention, **sizes))
-        if weights:
-            theirs.load_state_dict(weights)
-        return lambda ids: theirs(ids).logits, list(theirs.parameters())
-    ours = GPT2(CONFIG)
-    if weights:
-        load_openai_weights(ours, weights)
-    if name == ONEDNN:
-        ours = mkldnn.to_mkldnn(ours.eval())
-    return ours, list(ours.parameters())
 
 
 def contenders(kind):
     """The models that can do this row: oneDNN layers cannot be trained, nor exist everywhere."""
     with_onednn = kind == "forward" and torch.backends.mkldnn.is_available()
-    return [OURS, *([ONEDNN] if with_onednn else []), SDPA, EAGER]
+    return [OURS, *([ONEDNN] if with_onednn else []), *THEIRS]
 
 
-def products():
-    """Square matrix products: as nn.Linear has it done, and by oneDNN where it is there."""
-    layer, X = nn.Linear(MATRIX, MATRIX, bias=False), torch.randn(MATRIX, MATRIX)
-    jobs = {PRODUCT: torch.inference_mode()(lambda: layer(X))}
-    if torch.backends.mkldnn.is_available():
-        onednn, X_onednn = mkldnn.to_mkldnn(layer), X.to_mkldnn()
-        jobs[f"{PRODUCT}, oneDNN"] = torch.inference_mode()(lambda: onednn(X_onednn))
-    return jobs
+def make_theirs(**settings):
+    sizes = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
+    settings |= {name: getattr(CONFIG, name) for name in sizes}
+    settings |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "use_cache": False}
+    return GPT2LMHeadModel(transformers.GPT2Config(**settings))
 
 
-def work(kind, batch_size, seq_len, model, parameters):
-    """A function that does the row's work once."""
-    ids, targets = get_batch(batch_size, seq_len)  # [B, T], [B, T]
+def make(name, kind, weights=None):
+    """The model as a function, ids [B, T] -> logits [B, T, V], and its parameters.
+
+    `weights`, a `GPT2LMHeadModel.state_dict()`, replaces the random ones.
+    """
+    training = kind != "forward"
+    if name in THEIRS:
+        theirs = make_theirs(**THEIRS[name]).train(training)
+        if weights:
+            theirs.load_state_dict(weights)
+        return lambda ids: theirs(ids).logits, list(theirs.parameters())
+    ours = GPT2(CONFIG).train(training)
+    if weights:
+        load_openai_weights(ours, weights)
+    if name == ONEDNN:
+        ours = mkldnn.to_mkldnn(ours)
+    return ours, list(ours.parameters())
+
+
+def work(kind, batch, model, parameters):
+    """A function that does the row's work once, and returns logits or the loss."""
+    ids, targets = batch  # [B, T], [B, T]
     if kind == "forward":
         return torch.inference_mode()(lambda: model(ids))
     optimizer = torch.optim.AdamW(parameters, lr=3e-5, fused=True)
 
     def step():
         optimizer.zero_grad()
-        F.cross_entropy(model(ids).flatten(0, 1), targets.flatten()).backward()
+        loss = F.cross_entropy(model(ids).flatten(0, 1), targets.flatten())
+        loss.backward()
         optimizer.step()
+        return loss.detach()
 
     return step
 
 
-def seconds_of(function):
+def products():
+    """Square matrix products: as nn.Linear has it done, and by oneDNN where it is there."""
+    layer, X = nn.Linear(MATRIX, MATRIX, bias=False), torch.randn(MATRIX, MATRIX)
+    jobs = [lambda: layer(X)]
+    if torch.backends.mkldnn.is_available():
+        onednn, X_onednn = mkldnn.to_mkldnn(layer), X.to_mkldnn()
+        jobs.append(lambda: onednn(X_onednn))
+    return {name: torch.inference_mode()(job) for name, job in zip(PRODUCTS, jobs, strict=False)}
+
+
+def seconds_of(job):
     start = time.perf_counter()
-    result = function()
+    result = job()
     seconds = time.perf_counter() - start
     del result
     return seconds
 
 
 def compare(kind, batch_size, seq_len, rounds):
-    """{contender: its seconds, round by round}"""
-    weights = GPT2LMHeadModel(transformers.GPT2Config()).state_dict()
-    jobs = {n: work(kind, batch_size, seq_len, *make(n, weights)) for n in contenders(kind)}
+    """{contender: its seconds, round by round}; all must compute the same first."""
+    batch = get_batch(batch_size, seq_len)
+    weights = make_theirs().state_dict()
+    jobs = {n: work(kind, batch, *make(n, kind, weights)) for n in contenders(kind)}
+    del weights
+    results = {name: job() for name, job in jobs.items()}  # a warm-up as well
+    for name, result in results.items():
+        torch.testing.assert_close(
+            result, results[OURS], atol=1e-4, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    del results, result
     jobs |= products()
-    if kind == "forward":
-        logits = [jobs[n]() for n in contenders(kind)]
-        for other in logits[1:]:
-            torch.testing.assert_close(other, logits[0], atol=1e-4, rtol=0)
-        del logits, other
     for job in jobs.values():
-        job()  # warm-up
+        job()
     seconds = {name: [] for name in jobs}
     for _ in range(rounds):
         for name in random.sample(list(jobs), len(jobs)):
@@ -130,8 +155,9 @@ def peak_memory(kind, batch_size, seq_len, name):
 
     For a process that does nothing else. What making the model took for a moment is left out.
     """
+    batch = get_batch(batch_size, seq_len)
     before = psutil.Process().memory_info().rss
-    job = work(kind, batch_size, seq_len, *make(name))
+    job = work(kind, batch, *make(name, kind))
     Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak so far
     for _ in range(2):
         job()
@@ -140,37 +166,55 @@ def peak_memory(kind, batch_size, seq_len, name):
 
 
 def peak_memory_elsewhere(*row):
+    """The same in a process of its own; None where it cannot be had."""
+    if sys.platform != "linux":
+        return None
     command = [sys.executable, __file__, "--peak", *map(str, row)]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    child = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    return int(child.stdout.split()[-1]) if child.returncode == 0 else None
+
+
+def quartiles(values):
+    return statistics.quantiles(values, n=4, method="inclusive")
 
 
 def table(results, memory):
     """The results as Markdown, one line per row and contender."""
     lines = [
-        "| work | model | seconds | ours takes | peak memory | of the fastest matrix product |",
+        "| work | model | seconds | time of ours ÷ its time | memory | of the product's FLOP/s |",
         "|---|---|---|---|---|---|",
     ]
-    fastest = max(speed for _, speed in product_speeds(results))
     for (kind, B, T), seconds in results.items():
         flops = forward_flops(CONFIG, B, T) * (1 if kind == "forward" else 3)
+        fastest = map(min, zip(*(seconds[p] for p in PRODUCTS if p in seconds), strict=True))
+        limits = [2 * MATRIX**3 / s for s in fastest]  # FLOP/s, round by round
         for name in contenders(kind):
-            median = statistics.median(seconds[name])
             ratios = [a / b for a, b in zip(seconds[OURS], seconds[name], strict=True)]
-            low, middle, high = statistics.quantiles(ratios, n=4)
-            ratio = "" if name == OURS else f"{middle:.2f} × ({low:.2f} to {high:.2f})"
-            peak = f"{memory[kind, B, T, name] / 1e9:.2f} GB" if memory else "not measured"
+            low, middle, high = quartiles(ratios)
+            ratio = "" if name == OURS else f"{middle:.2f} ({low:.2f} to {high:.2f})"
+            peak = memory.get((kind, B, T, name))
+            held = f"{peak / 1e9:.2f} GB" if peak else "not measured"
+            share = [flops / s / limit for s, limit in zip(seconds[name], limits, strict=True)]
             lines.append(
-                f"| {kind}, {B} × {T} | {name} | {median:.2f} | {ratio} | {peak} "
-                f"| {flops / median / fastest:.0%} |"
+                f"| {kind}, {B} × {T} | {name} | {statistics.median(seconds[name]):.3g} "
+                f"| {ratio} | {held} | {statistics.median(share):.0%} |"
             )
     return "\n".join(lines)
 
 
-def product_speeds(results):
-    """(name, FLOP/s) of each matrix product, by its median over all rounds of all rows."""
-    for name in products():
-        seconds = [s for row in results.values() for s in row[name]]
-        yield name, 2 * MATRIX**3 / statistics.median(seconds)
+def caption(results, rounds):
+    speeds = {
+        name: 2 * MATRIX**3 / statistics.median(s for row in results.values() for s in row[name])
+        for name in PRODUCTS
+        if all(name in row for row in results.values())
+    }
+    named = ", ".join(f"{name} {speed / 1e12:.2f} TFLOP/s" for name, speed in speeds.items())
+    return (
+        f"{describe_device('cpu')}, {psutil.virtual_memory().total / 2**30:.0f} GiB, "
+        f"{platform.system()}; Python {platform.python_version()}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}; {date.today()}; float32, {rounds} rounds, "
+        f"medians, in brackets the middle half. {MATRIX} × {MATRIX}: {named}."
+    )
 
 
 def main():
@@ -183,26 +227,26 @@ def main():
         kind, B, T, name = options.peak
         print(peak_memory(kind, int(B), int(T), name))
         return
-    if options.rounds < 2:
-        parser.error("a spread needs at least 2 rounds")
+    if options.rounds < 5:
+        parser.error("a spread needs at least 5 rounds")
+    if options.save and not options.save.resolve().parent.is_dir():
+        parser.error(f"there is no folder for {options.save}")
 
-    rows = [(*row, name) for row in ROWS for name in contenders(row[0])]
-    memory = {row: peak_memory_elsewhere(*row) for row in rows} if sys.platform == "linux" else {}
-    results = {}
-    for row in ROWS:
-        print(f"{row[0]}, {row[1]} x {row[2]} ...", file=sys.stderr, flush=True)
-        results[row] = compare(*row, options.rounds)
-    speeds = ", ".join(f"{name} {v / 1e12:.2f} TFLOP/s" for name, v in product_speeds(results))
-    caption = (
-        f"{describe_device('cpu')}, {psutil.virtual_memory().total / 2**30:.0f} GiB, "
-        f"{platform.system()}; Python {platform.python_version()}, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}; {options.rounds} rounds; {date.today()}. "
-        f"{MATRIX} × {MATRIX}, float32: {speeds}."
-    )
-    text = f"{table(results, memory)}\n\n{caption}\n"
-    print(text)
+    random.seed(0)
+    results, memory = {}, {}
+    for kind, B, T in ROWS:
+        needed = len(contenders(kind)) * sum(training_memory(CONFIG, B, T).values())
+        if kind != "forward" and needed > free_memory("cpu"):
+            print(f"{kind}, {B} x {T}: left out, it needs {needed / 1e9:.0f} GB", file=sys.stderr)
+            continue
+        print(f"{kind}, {B} x {T} ...", file=sys.stderr, flush=True)
+        for name in contenders(kind):
+            memory[kind, B, T, name] = peak_memory_elsewhere(kind, B, T, name)
+        results[kind, B, T] = compare(kind, B, T, options.rounds)
+    text = f"{table(results, memory)}\n\n{caption(results, options.rounds)}\n"
     if options.save:
         options.save.write_text(text, encoding="utf-8")
+    print(text)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,73 @@
+"""The benchmark compares like with like, and its table is arithmetic."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import gpt2_helpers as gpt2
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import compare  # noqa: E402
+
+
+@pytest.fixture
+def small(monkeypatch):
+    config = gpt2.GPT2Config(n_positions=64, n_embd=48, n_layer=2, n_head=4)
+    monkeypatch.setattr(compare, "CONFIG", config)
+    monkeypatch.setattr(compare, "MATRIX", 32)
+
+
+@pytest.mark.parametrize("kind", ["forward", "training step"])
+def test_all_models_do_the_same_work(small, kind):
+    seconds = compare.compare(kind, 2, 16, rounds=5)  # raises if results differ
+    assert set(compare.contenders(kind)) < set(seconds)
+    assert all(len(s) == 5 and min(s) > 0 for s in seconds.values())
+
+
+def test_a_model_that_computes_something_else_is_refused(small, monkeypatch):
+    name = "transformers, sdpa, fused GELU"
+    monkeypatch.setitem(compare.THEIRS, name, {"layer_norm_epsilon": 0.5})
+    with pytest.raises(AssertionError, match=name):
+        compare.compare("forward", 2, 16, rounds=5)
+
+
+def test_the_table(small, monkeypatch):
+    """Ours takes 1 s, all others 2 s, and in a slow round all take twice as long."""
+    monkeypatch.setattr(compare, "contenders", lambda kind: ["ours", "theirs"])
+    flops = gpt2.forward_flops(compare.CONFIG, 2, 16)
+    product = 2 * 32**3 / (4 * flops)  # seconds: so fast that ours reaches a quarter of it
+    slow = [1, 1, 1, 1, 2]
+    seconds = {
+        "ours": slow,
+        "theirs": [2 * s for s in slow],
+        "product": [product * s for s in slow],
+    }
+    memory = {("forward", 2, 16, "ours"): 5e8}
+    lines = compare.table({("forward", 2, 16): seconds}, memory).splitlines()[2:]
+    assert lines == [
+        "| forward, 2 × 16 | ours | 1 |  | 0.50 GB | 25% |",
+        "| forward, 2 × 16 | theirs | 2 | 0.50 (0.50 to 0.50) | not measured | 12% |",
+    ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_memory_sees_what_is_freed_again(monkeypatch):
+    def job():
+        torch.ones(50_000_000)  # 200 MB, freed at once
+
+    monkeypatch.setattr(compare, "make", lambda name, kind: (None, None))
+    monkeypatch.setattr(compare, "work", lambda *arguments: job)
+    try:
+        peak = compare.peak_memory("forward", 1, 8, "ours")
+    except OSError:
+        pytest.skip("this kernel does not let a process reset its peak")
+    assert 150e6 < peak < 400e6
+
+
+def test_the_readme_carries_the_table_that_was_saved():
+    results = (ROOT / "benchmarks" / "results.md").read_text(encoding="utf-8")
+    assert results.strip() in (ROOT / "README.md").read_text(encoding="utf-8")
