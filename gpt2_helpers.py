@@ -470,6 +470,9 @@ def measure(function, device, repeats=5, warmup=1):
     return seconds
 
 
+CGROUP = Path("/sys/fs/cgroup")  # where Linux writes the limits of a container
+
+
 def free_memory(device):
     """Bytes that can still be reserved on a device; where that is unknown, in the machine.
 
@@ -480,9 +483,11 @@ def free_memory(device):
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
     free = psutil.virtual_memory().available
-    limit, used = (Path("/sys/fs/cgroup") / f"memory.{name}" for name in ("max", "current"))
+    limit = CGROUP / "memory.max"
     if limit.exists() and limit.read_text().strip().isdigit():
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
+        cache = re.search(r"inactive_file (\d+)", (CGROUP / "memory.stat").read_text())
+        used = int((CGROUP / "memory.current").read_text()) - int(cache.group(1))
+        free = min(free, int(limit.read_text()) - used)
     return free
 
 

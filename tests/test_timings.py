@@ -286,6 +286,7 @@ def test_a_model_for_short_texts_gets_short_ones(with_memory):
 
 
 def test_free_memory(monkeypatch):
+    monkeypatch.setattr(gpt2, "CGROUP", gpt2.Path("no such folder"))
     assert 1e8 < gpt2.free_memory("cpu") < 1e14
     monkeypatch.setattr(gpt2.psutil, "virtual_memory", lambda: SimpleNamespace(available=5))
     assert gpt2.free_memory("cpu") == gpt2.free_memory("mps") == 5
@@ -293,6 +294,17 @@ def test_free_memory(monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 30)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 10)
     assert gpt2.free_memory("cuda") == 120
+
+
+@pytest.mark.parametrize(("limit", "free"), [("1000", 1000 - 700 + 200), ("max", 900)])
+def test_free_memory_in_a_container(monkeypatch, tmp_path, limit, free):
+    monkeypatch.setattr(gpt2.psutil, "virtual_memory", lambda: SimpleNamespace(available=900))
+    monkeypatch.setattr(gpt2, "CGROUP", tmp_path)
+    assert gpt2.free_memory("cpu") == 900
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text("700\n")
+    (tmp_path / "memory.stat").write_text("anon 400\nactive_file 100\ninactive_file 200\n")
+    assert gpt2.free_memory("cpu") == free
 
 
 @pytest.mark.parametrize(
