@@ -19,7 +19,6 @@ import os
 import platform
 import re
 import statistics
-import tempfile
 import time
 from dataclasses import dataclass, fields
 from datetime import date
@@ -625,13 +624,12 @@ def save_timings(path, rows):
     for row in rows:
         writer.writerow(row | {k: f"{float(row[k]):.6g}" for k in ("median_s", "low_s", "high_s")})
     _parse_timings("the rows to be saved", text.getvalue())
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        with open(descriptor, "w", encoding="utf-8", newline="") as file:
-            file.write(text.getvalue())
+        partial.write_text(text.getvalue(), encoding="utf-8", newline="")
         os.replace(partial, path)
     finally:
-        Path(partial).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 def read_timings(*paths):
