@@ -96,7 +96,7 @@ def test_link_to_colab_names_this_notebook(path, notebook):
 def test_shape_of_a_lesson(notebook):
     texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     assert len(texts) >= 0.4 * len(notebook.cells)
-    assert 25 <= len(notebook.cells) <= 55
+    assert 25 <= len(notebook.cells) <= 50
     assert texts[0].startswith("# ")
     for part in ("**After it you can**", "**You need**", "**Time:**"):
         assert part in texts[0]

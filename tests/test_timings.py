@@ -60,32 +60,35 @@ def test_entries_that_are_no_columns_are_left_out(tmp_path):
     assert gpt2.read_timings(path) == some_rows()[:1]
 
 
-@pytest.mark.parametrize("row", [{"median_s": -1.0}, {"experiment": ""}, {"note": "two\nlines"}])
-def test_a_failed_save_leaves_the_old_file(tmp_path, row):
+@pytest.fixture
+def unharmed(tmp_path):
+    """A file of timings that must be as it was when the test is over, and the only file there."""
     path = tmp_path / "mine.csv"
     gpt2.save_timings(path, some_rows())
     before = path.read_bytes()
-    with pytest.raises(ValueError, match="the rows to be saved, line 2"):
-        gpt2.save_timings(path, [some_rows()[0] | row])
-    with pytest.raises(ValueError, match="no timings to save"):
-        gpt2.save_timings(path, [])
+    yield path
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["mine.csv"]
 
 
-def test_a_save_that_breaks_off_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "mine.csv"
-    gpt2.save_timings(path, some_rows())
-    before = path.read_bytes()
+@pytest.mark.parametrize("row", [{"median_s": -1.0}, {"experiment": ""}, {"note": "two\nlines"}])
+def test_a_failed_save_leaves_the_old_file(unharmed, row):
+    with pytest.raises(ValueError, match="the rows to be saved, line 2"):
+        gpt2.save_timings(unharmed, [some_rows()[0] | row])
 
+
+def test_saving_nothing_leaves_the_old_file(unharmed):
+    with pytest.raises(ValueError, match="no timings to save"):
+        gpt2.save_timings(unharmed, [])
+
+
+def test_a_save_that_breaks_off_leaves_the_old_file(unharmed, monkeypatch):
     def break_off(*paths):
         raise OSError("no space left")
 
     monkeypatch.setattr(gpt2.os, "replace", break_off)
     with pytest.raises(OSError, match="no space"):
-        gpt2.save_timings(path, some_rows()[:1])
-    assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["mine.csv"]
+        gpt2.save_timings(unharmed, some_rows()[:1])
 
 
 def test_a_foreign_file_is_not_replaced(tmp_path):
