@@ -5,19 +5,16 @@ import base64
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+import save_outputs
+import set_repository
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("**/*.ipynb"))
 IGNORED = "nbval-ignore-output"
-sys.path.insert(0, str(ROOT / "tools"))
-
-import save_outputs  # noqa: E402
-import set_repository  # noqa: E402
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
@@ -221,54 +218,6 @@ def test_a_malformed_address_changes_nothing(copy, address):
     with pytest.raises(ValueError, match="must "):
         set_repository.set_repository(*address)
     assert files_of(copy) == before
-
-
-def run_setup(folder, source, colab=False):
-    """The setup cell's code, run by itself in `folder`, and then the import it is for."""
-    stand_in = "import sys, types; sys.modules['google.colab'] = types.ModuleType('colab')\n"
-    code = (stand_in if colab else "") + source + "\n" + source + "\nimport gpt2_helpers"
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120
-    )
-
-
-def test_setup_cell_finds_the_series_or_says_what_to_do(tmp_path):
-    source = code_cells(nbformat.read(NOTEBOOKS[0], as_version=4))[0].source
-    for folder in (ROOT, ROOT / "notebooks"):
-        done = run_setup(folder, source)
-        assert done.returncode == 0 and done.stdout == done.stderr == ""
-    lost = run_setup(tmp_path, source)
-    assert lost.returncode != 0
-    assert "open the notebook inside a copy of the whole series" in lost.stderr
-
-
-def test_setup_cell_on_colab_clones_the_series(tmp_path, monkeypatch):
-    """git itself, with the address turned to a local repository."""
-    source = code_cells(nbformat.read(NOTEBOOKS[0], as_version=4))[0].source
-    repository, revision = set_repository.SETUP.search(source).groups()
-    origin = tmp_path / "origin"
-    origin.mkdir()
-    shutil.copy(ROOT / "gpt2_helpers.py", origin)
-    shutil.copytree(ROOT / "data", origin / "data")
-    author = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    for command in (["init", "-q", "-b", revision], ["add", "-A"], [*author, "commit", "-qm", "x"]):
-        subprocess.run(["git", *command], cwd=origin, check=True)
-    config = tmp_path / "gitconfig"
-    address = f"https://github.com/{repository}.git"
-    config.write_text(f'[url "{origin.as_uri()}"]\n    insteadOf = {address}\n')
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
-
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    done = run_setup(empty, source, colab=True)
-    assert done.returncode == 0, done.stderr
-    assert (empty / repository.split("/")[1] / "gpt2_helpers.py").exists()
-
-    config.write_text(f'[url "{(tmp_path / "nowhere").as_uri()}"]\n    insteadOf = {address}\n')
-    nothing = tmp_path / "nothing"
-    nothing.mkdir()
-    failed = run_setup(nothing, source, colab=True)
-    assert failed.returncode != 0 and "Setup failed at `git clone" in failed.stderr
 
 
 def git(folder, *arguments):
