@@ -2,11 +2,14 @@
 
 import ast
 import base64
+import io
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
 import save_outputs
@@ -14,6 +17,7 @@ import set_repository
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("**/*.ipynb"))
+LESSONS = [path for path in NOTEBOOKS if path.stem != "reference"]
 IGNORED = "nbval-ignore-output"
 
 
@@ -37,7 +41,7 @@ def tags(cell):
 
 def test_the_series_is_complete():
     names = ["01_embeddings", "02_attention", "03_transformer_block", "04_gpt2_model"]
-    names += ["05_timing_lab", "06_timing_lab_limits"]
+    names += ["05_timing_lab", "06_timing_lab_limits", "reference"]
     assert [path.stem for path in save_outputs.series()] == names
 
 
@@ -82,6 +86,14 @@ def test_setup_cell_is_the_same_everywhere():
     assert len(setups) == 1
 
 
+def test_the_readme_has_every_badge_with_the_address_of_the_notebooks():
+    setup = code_cells(nbformat.read(NOTEBOOKS[0], as_version=4))[0].source
+    address = set_repository.SETUP.search(setup).groups()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = [pair for _, *pair in set_repository.COLAB.findall(readme)]
+    assert named == [list(address)] * len(NOTEBOOKS)
+
+
 def test_link_to_colab_names_this_notebook(path, notebook):
     setup = set_repository.SETUP.search(code_cells(notebook)[0].source)
     links = re.findall(r"https://colab\.research\S+?\.ipynb", notebook.cells[0].source)
@@ -90,7 +102,8 @@ def test_link_to_colab_names_this_notebook(path, notebook):
     assert links == [f"{base}/{path.relative_to(ROOT).as_posix()}"]
 
 
-def test_shape_of_a_lesson(notebook):
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_shape_of_a_lesson(path, notebook):
     texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     assert len(texts) >= 0.4 * len(notebook.cells)
     assert 25 <= len(notebook.cells) <= 50
@@ -133,11 +146,17 @@ def test_no_path_of_a_machine(path):
 
 
 def test_relative_links_resolve():
-    files = [*NOTEBOOKS, ROOT / "README.md", ROOT / "data" / "README.md"]
-    for file in files:
-        text = file.read_text(encoding="utf-8")
-        for link in re.findall(r"\]\((?!https?://|attachment:)([^)#\s]+)", text):
-            assert (file.parent / link).exists(), f"{file.name}: {link}"
+    texts = {page: page.read_text(encoding="utf-8") for page in ROOT.glob("**/README.md")}
+    for path in NOTEBOOKS:
+        cells = nbformat.read(path, as_version=4).cells
+        texts[path] = "\n".join(c.source for c in cells if c.cell_type == "markdown")
+    assert {"README.md", "data/README.md", "notebooks/README.md"} <= {
+        page.relative_to(ROOT).as_posix() for page in texts
+    }
+    for page, text in texts.items():
+        prose = re.sub(r"(?s)```.*?```|`[^`]*`(?!\])", "", text)
+        for link in re.findall(r"\]\((?!https?://)([^)#\s]+)", prose):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
 def test_code_parses_without_magics(notebook):
@@ -162,11 +181,35 @@ def test_the_readme_figure_is_the_notebooks():
 
 def test_minutes_in_the_readme_are_the_notebooks():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for path in NOTEBOOKS:
+    for path in LESSONS:
         text = nbformat.read(path, as_version=4).cells[0].source
         minutes = re.search(r"\*\*Time:\*\* (\d+) minutes", text).group(1)
         row = next(line for line in readme.splitlines() if f"](notebooks/{path.name})" in line)
         assert f"| {minutes} min |" in row, path.name
+
+
+def test_the_lecturers_guide_has_the_sections_of_the_notebooks():
+    """The same sections in the same order, and minutes that add up to at most a lecture."""
+    guide = (ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
+    for path in LESSONS:
+        chapter = guide.split(f"\n[{path.name}]({path.name})\n")[1].split("\n## ")[0]
+        table = re.findall(r"^\| (.+?) \| (\d+) \|", chapter, re.MULTILINE)
+        *rows, (total, minutes) = [(title, int(minutes)) for title, minutes in table]
+        texts = [c.source for c in nbformat.read(path, as_version=4).cells]
+        titles = re.findall(r"^## (\d+\. .+)$", "\n".join(texts), re.MULTILINE)
+        assert [title for title, _ in rows] == [*titles, "Recap"], path.name
+        assert total == "Total" and sum(n for _, n in rows) == minutes <= 50, path.name
+        assert f"]({path.name}) | {minutes} min |" in guide
+
+
+def test_figures_stand_on_white(notebook):
+    """Opaque, so that black text is legible on GitHub's dark pages too."""
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            if picture := output.get("data", {}).get("image/png"):
+                pixels = plt.imread(io.BytesIO(base64.b64decode(picture)))  # [height, width, RGBA]
+                assert pixels[..., 3:].min(initial=1) == 1, f"{cell.id}: transparent"
+                assert (pixels[0, :, :3] == 1).all(), f"{cell.id}: not on white"
 
 
 # -------------------------------------------------------------------------------- tools
@@ -208,16 +251,44 @@ def test_set_repository_changes_every_address(copy):
         ("someone",),
         ("a/b/c",),
         ("https://github.com/a/b",),
+        ("a/b.git",),
+        ("a/..",),
+        ("-a/b",),
         ('a/b"; x="',),
-        ("a/b", "-x"),
         ("a b/c",),
+        ("",),
+        ("a/b", ""),
+        ("a/b", "-x"),
+        ("a/b", "x y"),
+        ("a/b", "../x"),
+        ("a/b", "x..y"),
+        ("a/b", "x/"),
+        ("a/b", "x.lock"),
+        ("a/b", 'x"'),
+        ("a/b", "0123456789abcdef"),
     ],
 )
-def test_a_malformed_address_changes_nothing(copy, address):
+def test_an_address_of_the_wrong_form_changes_nothing(copy, address):
     before = files_of(copy)
     with pytest.raises(ValueError, match="must "):
         set_repository.set_repository(*address)
     assert files_of(copy) == before
+
+
+def test_a_damaged_notebook_leaves_every_address_as_it_was(copy):
+    (copy / "notebooks" / "99_damaged.ipynb").write_text("{", encoding="utf-8")
+    before = files_of(copy)
+    with pytest.raises(nbformat.reader.NotJSONError):
+        set_repository.set_repository("someone/a-fork")
+    assert files_of(copy) == before
+
+
+def test_publish_without_an_address_says_how():
+    command = [sys.executable, ROOT / "tools" / "set_repository.py"]
+    for arguments, sentence in ([], "missing"), (["a"], "must look like owner/name"):
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert sentence in done.stderr and "usage: make publish REPO=owner/name" in done.stderr
 
 
 def git(folder, *arguments):
