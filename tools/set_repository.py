@@ -2,7 +2,8 @@
 
     python tools/set_repository.py owner/name [revision]
 
-The revision, a branch or a tag, is `main` unless given. A malformed address changes nothing.
+The revision, a branch or a tag, is `main` unless given. An address of the wrong form changes
+nothing. With a tag, readers keep what they began with, whatever happens on the branch.
 """
 
 import re
@@ -21,21 +22,31 @@ def replace_address(text, repository, revision):
     return COLAB.sub(rf"\g<1>/{repository}/blob/{revision}/", text)
 
 
-def set_repository(repository, revision="main"):
-    """Rewrite all files; raises ValueError, before anything is written, on a malformed address."""
-    form = r"[A-Za-z0-9][A-Za-z0-9-]*/(?!\.{1,2}$)(?!.*\.git$)[A-Za-z0-9._-]+"
-    if not re.fullmatch(form, repository):
+def check_address(repository, revision):
+    """Raise ValueError unless GitHub could have this repository, and git this branch or tag."""
+    owner, name = r"[A-Za-z0-9][A-Za-z0-9_-]{0,38}", r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,100}"
+    if not re.fullmatch(f"{owner}/{name}", repository) or repository.endswith(".git"):
         raise ValueError(f"the repository must look like owner/name, got {repository!r}")
-    if not re.fullmatch(r"[A-Za-z0-9._][A-Za-z0-9._/-]*", revision):
+    part = r"[A-Za-z0-9_][A-Za-z0-9._+-]*"
+    well_formed = re.fullmatch(f"{part}(/{part})*", revision)
+    if not well_formed or ".." in revision or revision.endswith((".", ".lock")):
         raise ValueError(f"the revision must be a branch or a tag, got {revision!r}")
+    if re.fullmatch("[0-9a-f]{7,40}", revision):
+        raise ValueError(f"the revision must have a name: give commit {revision} a tag first")
+
+
+def set_repository(repository, revision="main"):
+    """Rewrite all files; raises ValueError, before anything is written, on a wrong address."""
+    check_address(repository, revision)
+    readme = ROOT / "README.md"
+    texts = {readme: replace_address(readme.read_text(encoding="utf-8"), repository, revision)}
     for path in series():
         notebook = nbformat.read(path, as_version=4)
         for cell in notebook.cells:
             cell.source = replace_address(cell.source, repository, revision)
-        nbformat.write(notebook, path)
-    readme = ROOT / "README.md"
-    text = replace_address(readme.read_text(encoding="utf-8"), repository, revision)
-    readme.write_text(text, encoding="utf-8")
+        texts[path] = nbformat.writes(notebook) + "\n"
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":
