@@ -29,7 +29,7 @@ LOOK = """() => {
       picture.getBoundingClientRect().width, picture.getBoundingClientRect().height]),
     formulas: all('mjx-container svg').length,
     wrong: all('[data-mjx-error]').map(node => node.dataset.mjxError),
-    empty: [...slide.children].every(part => ['H3', 'ASIDE'].includes(part.tagName)),
+    empty: [...slide.children].every(part => ['H1', 'H2', 'H3', 'ASIDE'].includes(part.tagName)),
     notes: [...slide.querySelectorAll('aside.notes')].map(notes => notes.innerText).join(' '),
   };
 }"""
@@ -123,7 +123,7 @@ def a_cell(source, kind="markdown", slide_type="slide"):
         (a_cell("\n".join(f"x = {n}" for n in range(60)), "code"), "only at 5|not fit"),
         (a_cell(f"```\n{300 * 'x'}\n```"), "it does not fit"),
         (a_cell("## Unknown\n\n$\\foo$"), "a formula: Undefined control sequence"),
-        (a_cell("### Nothing but a small heading"), "it is empty"),
+        (a_cell("## Nothing but a heading"), "it is empty"),
         (a_cell('<img src="data:image/png;base64,AAAA">'), "a broken picture"),
         (a_cell('<div style="height: 30px; overflow: auto">a<br>b<br>c</div>'), "a scroll bar"),
     ],

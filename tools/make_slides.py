@@ -155,9 +155,11 @@ def deck(notebook, name):
         elif slide_type != "skip":
             slides += code_slides(cell, slide_type)
     for cell in slides:
-        if heading := re.match(r"##? (.+)", cell.source):
-            title = heading[1] if cell.metadata.slideshow.slide_type == "slide" else title
-        if cell.metadata.slideshow.slide_type == "subslide":
+        slide_type = cell.metadata.slideshow.slide_type
+        if slide_type == "slide" and (heading := re.match("#+ (.+)", cell.source)):
+            title = heading[1]
+            cell.source = re.sub("^###+", "##", cell.source)
+        elif slide_type == "subslide":
             cell.source = f"### {title}\n\n{cell.source}"
     return new_notebook(cells=slides)
 
