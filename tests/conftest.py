@@ -1,9 +1,12 @@
-"""References for the tests: GPT-2 as `transformers` builds it, with weights that hide nothing."""
+"""What tests share: GPT-2 as `transformers` builds it, weights that hide nothing, a browser."""
 
+import os
+import shutil
 import warnings
 
 import pytest
 import torch
+from playwright.sync_api import sync_playwright
 
 import gpt2_helpers as gpt2
 
@@ -62,6 +65,36 @@ def full_size():
     """GPT-2 small, ours; share it and leave it as it is."""
     torch.manual_seed(0)
     return gpt2.GPT2(gpt2.GPT2_CONFIGS["gpt2"])
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium, Chrome or Edge of this machine; without one the test is skipped.
+
+    With NEED_BROWSER=1 in the environment, as in CI, it fails instead.
+    """
+    path = find_browser()
+    if path is None:
+        refuse = pytest.fail if os.environ.get("NEED_BROWSER") else pytest.skip
+        refuse("there is no Chromium, Chrome or Edge on this machine")
+    with sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=path, args=options)
+        yield browser
+        browser.close()
+
+
+def find_browser():
+    names = ["chromium", "chromium-browser", "google-chrome", "chrome", "msedge"]
+    places = [  # where macOS and Windows have them
+        "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+        "/Applications/Chromium.app/Contents/MacOS/Chromium",
+    ]
+    for folder in filter(None, map(os.environ.get, ("PROGRAMFILES", "PROGRAMFILES(X86)"))):
+        places.append(f"{folder}/Google/Chrome/Application/chrome.exe")
+        places.append(f"{folder}/Microsoft/Edge/Application/msedge.exe")
+    found = [*map(shutil.which, names), *filter(os.path.exists, places)]
+    return next(filter(None, found), None)
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,6 @@ import urllib.request
 
 import nbformat
 import pytest
-from browser import open_browser
 from test_notebooks import NOTEBOOKS, ROOT, code_cells
 
 SETTINGS = {  # no question about news over the pages
@@ -131,12 +130,6 @@ def wait_for(address, server, log, seconds=60):
         except OSError:
             time.sleep(0.2)
     pytest.fail(f"JupyterLab did not start:\n{log.read_text(encoding='utf-8')}")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with open_browser() as browser:
-        yield browser
 
 
 def formulas_in(source):

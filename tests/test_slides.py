@@ -9,7 +9,6 @@ import re
 import make_slides
 import nbformat
 import pytest
-from browser import open_browser
 from test_notebooks import NOTEBOOKS, ROOT
 
 LOOK = """() => {
@@ -33,12 +32,6 @@ LOOK = """() => {
     notes: [...slide.querySelectorAll('aside.notes')].map(notes => notes.innerText).join(' '),
   };
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with open_browser() as browser:
-        yield browser
 
 
 @pytest.fixture
