@@ -27,6 +27,7 @@ LOOK = """() => {
     pictures: all('img').map(picture => [picture.naturalWidth, picture.naturalHeight,
       picture.getBoundingClientRect().width, picture.getBoundingClientRect().height]),
     formulas: all('mjx-container svg').length,
+    twice: slide.querySelectorAll('mjx-assistive-mml').length,  // seen in the speaker's window
     wrong: all('[data-mjx-error]').map(node => node.dataset.mjxError),
     empty: [...slide.children].every(part => ['H1', 'H2', 'H3', 'ASIDE'].includes(part.tagName)),
     notes: [...slide.querySelectorAll('aside.notes')].map(notes => notes.innerText).join(' '),
@@ -85,6 +86,8 @@ def faults(slides):
                 wrong.append("a picture that is too small to see")
         if slide["empty"]:
             wrong.append("it is empty")
+        if slide["twice"]:
+            wrong.append("its notes show every formula twice")
         for fault in wrong:
             yield f"slide {number} ({slide['words']}): {fault}"
 
