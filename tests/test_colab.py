@@ -17,16 +17,11 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 from set_repository import replace_address
-from test_notebooks import IGNORED, NOTEBOOKS, ROOT, code_cells, tags
+from test_notebooks import IGNORED, NOTEBOOKS, ROOT, code_cells, git, tags
 
 REPOSITORY, REVISION = "teacher/a-series", "v1.0"
 FETCHED = "teacher-a-series-v1.0"
 COLAB_PYTHON = os.environ.get("COLAB_PYTHON")
-
-
-def git(folder, *arguments):
-    author = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    subprocess.run(["git", *author, *arguments], cwd=folder, check=True, capture_output=True)
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +39,17 @@ def origin(tmp_path_factory):
     return folder
 
 
+def run(code, folder, variables=None):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=os.environ | (variables or {}),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
 class Colab:
     """An empty folder on a machine that looks like Colab, with `github` in place of GitHub."""
 
@@ -58,7 +64,6 @@ class Colab:
         self.variables = {
             "PYTHONPATH": str(folder / "stand_in"),
             "GIT_CONFIG_GLOBAL": str(self.git_config),
-            "MPLBACKEND": "agg",
         }
         self.connect(github)
 
@@ -68,14 +73,7 @@ class Colab:
         self.git_config.write_text(url, encoding="utf-8")
 
     def run(self, code):
-        return subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=self.content,
-            env=os.environ | self.variables,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        return run(code, self.content, self.variables)
 
     def fails(self, code):
         """The sentence in which the setup cell says what is wrong; it must be one, on one line."""
@@ -217,19 +215,14 @@ def test_installs_torchinfo_and_nothing_else(colab):
 # ------------------------------------------------------------------------- not on Colab
 
 
-def run_setup(folder, code):
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
-
-
 @pytest.mark.parametrize("folder", [ROOT, ROOT / "notebooks"], ids=["beside", "above"])
 def test_finds_the_series_without_a_word(folder):
-    done = run_setup(folder, SETUP + "\n" + SETUP)
+    done = run(SETUP + "\n" + SETUP, folder)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_without_the_series_it_says_what_to_do(tmp_path):
-    done = run_setup(tmp_path, SETUP)
+    done = run(SETUP, tmp_path)
     assert done.returncode != 0
     assert "open the notebook inside a copy of the whole series" in done.stderr
 
@@ -238,7 +231,7 @@ def test_a_kernel_without_the_packages_is_told():
     hidden = (
         "import importlib.util as u; u.find_spec = lambda name: None if name == 'torch' else 1\n"
     )
-    done = run_setup(ROOT, hidden + SETUP)
+    done = run(hidden + SETUP, ROOT)
     assert done.returncode != 0
     assert "This kernel's Python has no torch: install" in done.stderr
 
@@ -256,8 +249,7 @@ def test_runs_alone_in_colabs_versions(path, colab, monkeypatch):
     kernel = colab.content.parent / "share" / "kernels" / "colab"
     kernel.mkdir(parents=True)
     launch = [COLAB_PYTHON, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    variables = {name: v for name, v in colab.variables.items() if name != "MPLBACKEND"}
-    spec = {"argv": launch, "display_name": "Colab", "language": "python", "env": variables}
+    spec = {"argv": launch, "display_name": "Colab", "language": "python", "env": colab.variables}
     (kernel / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")
     monkeypatch.setenv("JUPYTER_PATH", str(kernel.parent.parent))
 

@@ -151,7 +151,7 @@ def take_pictures(page, folder):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs_and_is_seen_in_jupyterlab(path, jupyterlab, browser):
+def test_runs_and_is_seen_in_jupyterlab(path, browser, jupyterlab):
     page = browser.new_page(viewport=PAGE)
     page.set_default_timeout(600_000)
     page.goto(f"{jupyterlab}/lab/tree/{path.relative_to(ROOT).as_posix()}?reset")

@@ -6,6 +6,7 @@ import io
 import re
 import shutil
 import subprocess
+import symtable
 import sys
 from pathlib import Path
 
@@ -84,6 +85,18 @@ def test_setup_cell_is_the_same_everywhere():
         assert cell.id == "setup" and cell.outputs == []
         setups.add(cell.source)
     assert len(setups) == 1
+
+
+def names_made(cell):
+    """The names that a cell leaves behind, but for imported ones."""
+    symbols = symtable.symtable(cell.source, cell.id, "exec").get_symbols()
+    return {s.get_name() for s in symbols if s.is_assigned() and not s.is_imported()}
+
+
+def test_setup_can_be_run_again_at_any_time(notebook):
+    """It makes no name that another cell of the notebook makes too."""
+    setup, *others = map(names_made, code_cells(notebook))
+    assert "find_series" in setup and not setup & set().union(*others)
 
 
 def test_the_readme_has_every_badge_with_the_address_of_the_notebooks():
@@ -245,6 +258,11 @@ def test_set_repository_changes_every_address(copy):
     assert files_of(copy) == after
 
 
+@pytest.mark.parametrize("revision", ["main", "v1.0", "20261125", "autumn/lecture-2", "decade"])
+def test_ordinary_branches_and_tags_are_taken(revision):
+    set_repository.check_address("someone/a-fork", revision)
+
+
 @pytest.mark.parametrize(
     "address",
     [
@@ -266,6 +284,7 @@ def test_set_repository_changes_every_address(copy):
         ("a/b", "x.lock"),
         ("a/b", 'x"'),
         ("a/b", "0123456789abcdef"),
+        ("a/b", 40 * "1"),
     ],
 )
 def test_an_address_of_the_wrong_form_changes_nothing(copy, address):

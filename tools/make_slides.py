@@ -75,7 +75,7 @@ def height(block):
     if "<img" in block:
         return 20
     if "```" in block:
-        return block.count("\n") - 5
+        return block.count("\n") - 5  # its own lines, without those of `fenced` around them
     if block.startswith("|"):
         return 1.8 * block.count("\n")
     return 5 if block.startswith("$$") else 1 + 1.8 * (len(block) // 75)

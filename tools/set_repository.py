@@ -31,7 +31,7 @@ def check_address(repository, revision):
     well_formed = re.fullmatch(f"{part}(/{part})*", revision)
     if not well_formed or ".." in revision or revision.endswith((".", ".lock")):
         raise ValueError(f"the revision must be a branch or a tag, got {revision!r}")
-    if re.fullmatch("[0-9a-f]{7,40}", revision):
+    if re.fullmatch(r"(?=.*[a-f])(?=.*\d)[0-9a-f]{7,39}|[0-9a-f]{40}", revision):
         raise ValueError(f"the revision must have a name: give commit {revision} a tag first")
 
 
