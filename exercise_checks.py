@@ -145,7 +145,7 @@ def call(function, *inputs):
             f"This check takes a function or a class, and got {a_kind(function)}. Pass its name, "
             "without calling it."
         )
-    given = tensors_in(inputs)
+    given = [tensor for tensor in tensors_in(inputs) if not tensor.is_meta]
     before = [tensor.detach().clone() for tensor in given]
     try:
         with time_limit(SECONDS):
