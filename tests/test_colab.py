@@ -28,7 +28,8 @@ COLAB_PYTHON = os.environ.get("COLAB_PYTHON")
 def origin(tmp_path_factory):
     """The series in a repository, tagged; on its branch `main` a later, different helper."""
     folder = tmp_path_factory.mktemp("origin")
-    shutil.copy(ROOT / "gpt2_helpers.py", folder)
+    for module in ("gpt2_helpers.py", "exercise_checks.py"):
+        shutil.copy(ROOT / module, folder)
     shutil.copytree(ROOT / "data", folder / "data")
     git(folder, "init", "-q", "-b", "main")
     git(folder, "add", "-A")

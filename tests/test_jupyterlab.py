@@ -82,7 +82,7 @@ def jupyterlab(tmp_path_factory):
     home = tmp_path_factory.mktemp("jupyterlab")
     series = home / "series"
     series.mkdir()
-    for name in ("gpt2_helpers.py", "README.md", "LICENSE"):
+    for name in ("gpt2_helpers.py", "exercise_checks.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, series)
     shutil.copytree(ROOT / "data", series / "data")
     shutil.copytree(ROOT / "notebooks", series / "notebooks")

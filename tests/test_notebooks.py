@@ -18,7 +18,9 @@ import set_repository
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("**/*.ipynb"))
-LESSONS = [path for path in NOTEBOOKS if path.stem != "reference"]
+SOLUTIONS = [path for path in NOTEBOOKS if path.parent.name == "solutions"]
+SERIES = [path for path in NOTEBOOKS if path not in SOLUTIONS]
+LESSONS = [path for path in SERIES if path.stem != "reference"]
 IGNORED = "nbval-ignore-output"
 
 
@@ -43,6 +45,7 @@ def tags(cell):
 def test_the_series_is_complete():
     names = ["01_embeddings", "02_attention", "03_transformer_block", "04_gpt2_model"]
     names += ["05_timing_lab", "06_timing_lab_limits", "reference"]
+    names += [f"{name}_solutions" for name in names[:-1]]
     assert [path.stem for path in save_outputs.series()] == names
 
 
@@ -104,7 +107,7 @@ def test_the_readme_has_every_badge_with_the_address_of_the_notebooks():
     address = set_repository.SETUP.search(setup).groups()
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     named = [pair for _, *pair in set_repository.COLAB.findall(readme)]
-    assert named == [list(address)] * len(NOTEBOOKS)
+    assert named == [list(address)] * len(SERIES)
 
 
 def test_link_to_colab_names_this_notebook(path, notebook):
@@ -119,18 +122,62 @@ def test_link_to_colab_names_this_notebook(path, notebook):
 def test_shape_of_a_lesson(path, notebook):
     texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     assert len(texts) >= 0.4 * len(notebook.cells)
-    assert 25 <= len(notebook.cells) <= 50
+    exercises = [cell.id for cell in notebook.cells].index("exercises")
+    assert 25 <= exercises <= 51, "the lecture, up to the exercises"
     assert texts[0].startswith("# ")
     for part in ("**After it you can**", "**You need**", "**Time:**"):
         assert part in texts[0]
     everything = "\n".join(texts)
     assert 2 <= everything.count("**Predict first.**") <= 6
-    assert "## Recap" in everything and "## Exercises" in everything
+    assert everything.index("## Recap") < everything.index("### Three quick questions")
     sections = re.findall(r"^## (\d+)\.", everything, re.MULTILINE)
     assert sections == [str(n) for n in range(1, len(sections) + 1)]
     assert 4 <= len(sections) <= 8
     prose = re.sub(r"(?s)```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$", "", everything)
     assert "!" not in prose, "no exclamation marks"
+
+
+KINDS = ["write a component", "find a planted mistake", "go beyond"]
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_exercises_of_a_lesson(path, notebook):
+    """Untouched, each says that it was not attempted yet; in the solutions it is solved."""
+    cells = {cell.id: cell for cell in notebook.cells}
+    name = f"{path.stem}_solutions"
+    assert f"(solutions/{name}.ipynb)" in cells["exercises"].source
+    table = re.findall(
+        r"^\| (\d) \| (.+) \| (.+) \| (\d+) \| (\w+) \|$", cells["exercises"].source, re.M
+    )
+    assert 3 <= len(table) <= 5
+    minutes = sum(int(minutes) for *_, minutes, _ in table)
+    assert f"and {minutes} for the exercises" in notebook.cells[0].source
+    guide = (ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
+    assert re.search(rf"\]\({path.name}\) \| \d+ min \| {minutes} min \|", guide)
+    kinds = [kind for _, _, kind, _, _ in table]
+    assert set(kinds) >= set(KINDS) and any(kind.startswith("predict") for kind in kinds)
+    solved = nbformat.read(path.parent / "solutions" / f"{name}.ipynb", as_version=4)
+    solutions = {cell.id: cell for cell in solved.cells}
+    for number, title, _, minutes, difficulty in table:
+        text = cells[f"exercise-{number}"].source
+        assert text.startswith(
+            f"### Exercise {number} · {title}\n\n*{minutes} minutes, {difficulty}.*"
+        )
+        assert 5 <= int(minutes) <= 40 and difficulty in ("easy", "medium", "hard")
+        hints = cells.get(f"exercise-{number}-task", cells[f"exercise-{number}"]).source
+        assert hints.count("<details>\n<summary>Hint ") >= 2
+        answer = cells[f"exercise-{number}-answer"]
+        assert "not attempted yet" in answer.outputs[0].text
+        assert solutions[f"exercise-{number}"].source.startswith(
+            f"## Exercise {number} · {title}\n"
+        )
+        solution = solutions[f"exercise-{number}-answer"]
+        assert solution.outputs[0].text.endswith("\nSolved.\n")
+        call = re.compile(r"^check\.\w+\(\w+\)$", re.M)
+        assert call.findall(answer.source) == call.findall(solution.source) != []
+    questions = cells["quick-questions"].source
+    assert re.findall(r"^\*\*(\d)\.\*\* ", questions, re.M) == ["1", "2", "3"]
+    assert questions.count("<details>\n<summary>Answer</summary>\n\n") == 3
 
 
 def test_an_ignored_cell_is_followed_by_one_that_asserts(notebook):

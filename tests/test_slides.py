@@ -9,7 +9,7 @@ import re
 import make_slides
 import nbformat
 import pytest
-from test_notebooks import NOTEBOOKS, ROOT
+from test_notebooks import ROOT, SERIES
 
 LOOK = """() => {
   const slide = Reveal.getCurrentSlide();
@@ -92,7 +92,7 @@ def faults(slides):
             yield f"slide {number} ({slide['words']}): {fault}"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SERIES, ids=lambda path: path.stem)
 def test_every_slide_can_be_seen(path, show):
     pictures = ROOT / "screenshots" / "slides" / path.stem
     slides = show(path, pictures if "SCREENSHOTS" in os.environ else None)

@@ -1,6 +1,6 @@
 """Turn notebooks into slides for the lecture hall: one HTML file each, which needs only a browser.
 
-    python tools/make_slides.py [notebook ...]        all of the series by default
+    python tools/make_slides.py [notebook ...]        all but the solutions by default
 
 Each deck is written to slides/, with reveal.js, MathJax, the stored outputs and all figures inside:
 no network, no kernel. Notebooks are written to be read, slides to be talked over:
@@ -197,8 +197,9 @@ def save(path, folder):
 
 
 if __name__ == "__main__":
+    lessons = [path for path in series() if path.parent.name != "solutions"]
     try:
-        for path in [Path(name).resolve() for name in sys.argv[1:]] or series():
+        for path in [Path(name).resolve() for name in sys.argv[1:]] or lessons:
             print(save(path, ROOT / "slides").relative_to(ROOT))
     except (OSError, ValueError, ModuleNotFoundError) as error:
         sys.exit(f"{error}")
