@@ -7,30 +7,43 @@ is written makes no difference to it: loops, einsum, a class or a function of yo
 
 | check | what it isolates, in this order |
 |---|---|
+| **1 · Embeddings** | |
+| numbers_with_a_gradient | the count of rows in both tables |
+| merges_of_words | one merge, occurrences, borders, gluing, *aaa*, whole tokens, the story |
+| mended_embedding | one text, the second text, full length, a text too long |
+| sinusoidal_positions | one pair (E = 2), position 0, the frequencies, full size |
 | **2 · Attention** | |
 | weights_of_another_query | softmax, normalisation, scale |
 | attention_with_loops | value path (one token), mask, normalisation (zero query), scale, heads |
 | mended_attention | one head (no split), causality, who owns which columns, two texts |
 | attention_with_a_cache | first token, what is kept, second token, growth, five tokens |
+| **3 · The transformer block** | |
+| parameters_of_an_xl_block | weights, biases, LayerNorms |
+| root_mean_square_norm | size (mean 0), mean, token by token, gain, eps |
+| mended_block | its parts, no MLP, no attention, both |
+| post_norm_block | the two norms alone, no MLP, no attention, both |
 
 Each check is a generator: it yields the name of a mechanism and then tests it. What goes wrong
 before the next name is the problem of that mechanism. See `exercise`.
 """
 
 import contextlib
+import copy
 import functools
 import linecache
 import math
+import re
 import signal
 import threading
 import traceback
 from _thread import interrupt_main
+from collections import Counter
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gpt2_helpers import GPT2Config, MultiHeadAttention
+from gpt2_helpers import GPT2Config, MultiHeadAttention, TransformerBlock, get_text
 
 SECONDS = 20  # that one call of a reader's function may take
 
@@ -260,6 +273,320 @@ def noise(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def drawn(module, seed=0):
+    """The module with weights that hide nothing: no bias is 0, no gain is 1."""
+    with torch.no_grad():
+        for n, parameter in enumerate(module.parameters()):
+            parameter.copy_(noise(*parameter.shape, seed=seed + n) / parameter.shape[-1] ** 0.5)
+    return module
+
+
+# --------------------------------------------------------------------------- 1 · Embeddings
+
+
+@exercise
+def numbers_with_a_gradient(count):
+    """Of wte and wpe together, after a loss on the seven tokens of section 4; E = 768."""
+    E, V, n_positions = 768, 50257, 1024
+    yield "the rows that take part, in both tables"
+    expect_number(
+        count,
+        (6 + 7) * E,
+        {
+            "These are rows. Each row has E numbers.": 6 + 7,
+            "Every lookup is counted, but a token that occurs twice has one row in `wte`, in which "
+            "its gradients add up.": (7 + 7) * E,
+            "The two places of the repeated token count once, but they are two positions: each has "
+            "its own row in `wpe`.": (6 + 6) * E,
+            "This is one table. The other one takes part in the sum too.": 6 * E,
+            "This is one table, or one row for each token: two tables take part in the sum.": 7 * E,
+            "`wpe` has rows for all positions, but only those that occur in the text are used.": (
+                6 + n_positions
+            )
+            * E,
+            "These are all numbers of a table. Most rows are not looked up.": V * E,
+            "These are all numbers of both tables. Most rows are not looked up.": (V + n_positions)
+            * E,
+        },
+        "Count the different rows that are looked up, first in `wte`, then in `wpe`. How many "
+        "numbers is a row?",
+        tolerance=1e-4,
+    )
+
+
+def expect_merges(learn_merges, words, right, mistakes=None, otherwise=None):
+    """Mistake unless learn_merges(words, n) gives the n tokens `right`.
+
+    `mistakes` maps a message to the last tokens by which it is recognised.
+    """
+    given = list(words)
+    got = call(learn_merges, given, len(right))
+    if not isinstance(got, (list, tuple)) or not all(isinstance(token, str) for token in got):
+        raise Mistake("Return a list of strings: each new token, glued from its two parts.")
+    if given != words:
+        raise Mistake("Your code changes the list of words. Whoever calls it still needs that.")
+    if len(got) != len(right):
+        raise Mistake(f"n was {len(right)}, and {len(got)} tokens came back.")
+    if list(got) != right:
+        for message, tokens in (mistakes or {}).items():
+            if got[-1] in tokens:
+                raise Mistake(message)
+        raise Mistake(otherwise or f"With the words {sorted(set(words))} another token is made.")
+
+
+def merges_by_replacing(words, n):
+    """The first n merges, by search and replace in one string, each token between ‹ and ›."""
+    text = "\n".join("".join(f"‹{letter}›" for letter in word) for word in words)
+    merges = []
+    for _ in range(n):
+        pairs = Counter(re.findall("(?=(‹[^›]+›‹[^›]+›))", text))
+        best = max(pairs, key=pairs.get)
+        merges.append(best.replace("›‹", "")[1:-1])
+        text = text.replace(best, f"‹{merges[-1]}›")
+    return merges
+
+
+@exercise
+def merges_of_words(learn_merges):
+    """learn_merges(words, n) returns the first n tokens that byte-pair encoding makes."""
+    yield "one merge: the most frequent pair"
+    expect_merges(
+        learn_merges,
+        ["cd", "ab", "xab"],
+        ["ab"],
+        {
+            "This is the rarest pair, or the first one that comes along.": ["cd"],
+            "This is a letter. Count pairs of neighbours.": ["a", "b", "c", "d", "x"],
+            "The parts are glued in the wrong order.": ["ba", "dc"],
+        },
+        "Count how often every two neighbours stand together, and glue the pair with most.",
+    )
+
+    yield "every occurrence counts"
+    expect_merges(
+        learn_merges,
+        ["xy"] * 5 + ["cab", "abe"],
+        ["xy"],
+        {"Every word counts once here. One that occurs five times counts five times.": ["ab"]},
+    )
+    expect_merges(
+        learn_merges,
+        ["abab", "abab", "xyz", "xyw", "xyv"],
+        ["ab"],
+        {"A pair that stands in a word twice counts twice.": ["xy"]},
+    )
+
+    yield "no pair reaches across the border of two words"
+    expect_merges(
+        learn_merges,
+        ["a", "b"] * 4 + ["cd"] * 2,
+        ["cd"],
+        {
+            "The end of one word and the beginning of the next are counted as neighbours. Keep "
+            "each word by itself.": ["ab", "ba", "a ", " a", "b ", " b", "a\n", "b\n"]
+        },
+    )
+
+    yield "the second merge meets the token of the first"
+    expect_merges(
+        learn_merges,
+        ["abab"] * 3 + ["aba"],
+        ["ab", "abab"],
+        {
+            "The second merge comes from the old counts. Glue the first pair, then count anew.": [
+                "ba"
+            ],
+            "The pair that was just glued wins again. Is it really glued, in every word?": ["ab"],
+            "In a word that has the pair twice, only one of the two is glued.": ["aba", "bab"],
+        },
+        "After the first merge the most frequent pair is made of two glued tokens.",
+    )
+
+    yield "aaa is aa and a"
+    expect_merges(
+        learn_merges,
+        ["aaa"] * 4 + ["xy"],
+        ["aa", "aaa"],
+        {
+            "A letter is used twice: in aaa the middle a cannot belong to two tokens.": ["aaaa"],
+            "After gluing, the last letter of a word is lost.": ["xy"],
+            "In aaa nothing is glued.": ["aa"],
+        },
+    )
+
+    yield "only whole tokens are glued"
+    expect_merges(
+        learn_merges,
+        ["ca"] * 5 + ["ab"] * 4 + ["cab"] * 2 + ["xy"],
+        ["ca", "ab", "cab"],
+        {
+            "The tokens ca and b were glued when it was the turn of a and b. Compare whole tokens, "
+            "not the letters at their ends.": ["xy"]
+        },
+        "After ca and ab it is the turn of ca with b.",
+    )
+
+    yield "the story"
+    words = [" " + word for word in get_text().split()]
+    expect_merges(
+        learn_merges,
+        words,
+        merges_by_replacing(words, 12),
+        otherwise="On small examples your merges are right, on the story's words they are not.",
+    )
+
+
+def embeddings(V=11, n_positions=8, E=6):
+    """Two small tables, wte and wpe."""
+    return drawn(nn.Embedding(V, E)), drawn(nn.Embedding(n_positions, E), seed=1)
+
+
+@exercise
+def mended_embedding(embed):
+    """embed(ids, wte, wpe): [B, T] -> [B, T, E], the notebook's suspect without its fault."""
+    wte, wpe = embeddings()
+    ids = torch.tensor([[3, 10, 3, 7, 1], [4, 1, 9, 9, 5], [2, 8, 6, 3, 4]])  # [B=3, T=5]
+
+    def right(ids):
+        tokens = F.one_hot(ids, 11).float() @ wte.weight  # [B, T, E]
+        return tokens + torch.eye(8)[: ids.shape[1]] @ wpe.weight  # [B, T, E]
+
+    yield "one text"
+    tokens = wte(ids[:1])  # [1, T, E]
+    expect(
+        call(embed, ids[:1], wte, wpe),
+        right(ids[:1]),
+        {
+            "The positions are missing.": tokens,
+            "The tokens are missing.": wpe.weight[None, :5],
+            "The first token stands at position 0, not 1.": tokens + wpe.weight[1:6],
+            "Every token gets the same position.": tokens + wpe.weight[0],
+        },
+        "With a single text the suspect is right, and yours is not: what else did you change?",
+    )
+
+    yield "the second text begins at position 0"
+    two = ids[:2]
+    numbered = torch.arange(2)[:, None]  # [B, 1]
+    expect(
+        call(embed, two, wte, wpe),
+        right(two),
+        {
+            "The second text still begins where the first one ends.": wte(two)
+            + wpe(torch.arange(10).view(2, 5) % 8),
+            "Each text gets the row of its place in the batch. The position is the place in the "
+            "text.": wte(two) + wpe(numbered),
+            "The positions alternate between the texts.": wte(two)
+            + wpe(torch.arange(10).view(5, 2).T % 8),
+        },
+        "The first text is right by itself, the batch is not.",
+    )
+
+    yield "texts as long as the table"
+    full = torch.cat([ids, ids], dim=1)[:, :8]  # [B=3, T=8]
+    expect(call(embed, full, wte, wpe), right(full))
+
+    yield "a text that is too long fails"
+    too_long = torch.cat([ids, ids], dim=1)[:, :9]  # [B=3, T=9]
+    try:
+        call(embed, too_long, wte, wpe)
+    except Mistake as refusal:
+        if "Your code raised" in str(refusal):
+            return
+        raise
+    raise Mistake(
+        "A text with one token more than `wpe` has rows should fail. In yours it passes, so some "
+        "token has a position that is not its own: is there still a `%`, or a limit of that kind?"
+    )
+
+
+def waves(n_positions, E, frequency=None, first=0):
+    """Sine and cosine in turn, [n_positions, E], as the parts of a complex number.
+
+    `frequency` takes the number of each pair, [E / 2].
+    """
+    frequency = frequency or (lambda pair: 1e4 ** (-2 * pair / E))
+    pair = torch.arange(E // 2, dtype=torch.float64)
+    position = torch.arange(n_positions, dtype=torch.float64) + first
+    angle = math.pi / 2 - position[:, None] * frequency(pair)  # [n_positions, E / 2]
+    return torch.view_as_real(torch.polar(torch.ones_like(angle), angle)).flatten(1).float()
+
+
+@exercise
+def sinusoidal_positions(sinusoidal):
+    """sinusoidal(n_positions, E) returns the table of the original transformer."""
+    yield "one pair (E = 2): sine and cosine of the position"
+    right = waves(5, 2)  # [5, 2]
+    expect(
+        call(sinusoidal, 5, 2),
+        right,
+        {
+            "The sine comes first, then the cosine.": right.flip(-1),
+            "Positions count from 0.": waves(5, 2, first=1),
+            "The angles are in radians, without a conversion.": waves(
+                5, 2, lambda pair: torch.pi / 180
+            ),
+            "The rows are the positions: the table is [n_positions, E].": right.T,
+            "These are the angles. Their sine and cosine are missing.": torch.arange(5.0)[
+                :, None
+            ].expand(5, 2),
+        },
+        "With a single pair the frequency is 10000 to the power of 0: row p is sin(p), cos(p).",
+    )
+
+    yield "position 0: sine and cosine alternate"
+    one = torch.tensor([[1.0, 1, 1, 1, 0, 0, 0, 0]])  # [1, 8]
+    expect(
+        call(sinusoidal, 1, 8),
+        waves(1, 8),
+        {
+            "All sines come first, then all cosines. They should alternate, column by column.": 1
+            - one,
+            "All cosines come first, then all sines. They should alternate, column by column.": one,
+        },
+        "At position 0 every angle is 0, so the row is 0, 1, 0, 1 and so on.",
+    )
+
+    yield "the frequency of each pair"
+
+    def by_column(exponent):
+        """Both columns of a pair with a frequency of their own; `exponent` takes the column."""
+        angle = torch.arange(7)[:, None] * 1e4 ** -exponent(torch.arange(6))  # [7, E=6]
+        return torch.where(torch.arange(6) % 2 == 0, angle.sin(), angle.cos())
+
+    expect(
+        call(sinusoidal, 7, 6),
+        waves(7, 6),
+        {
+            "The two columns of a pair have different frequencies: i counts pairs, not columns.": (
+                by_column(lambda column: column / 6)
+            ),
+            "The exponent counts columns, and twice: 2 i is the number of the column already.": (
+                by_column(lambda column: 2 * column / 6)
+            ),
+            "The exponent is i / E; it should be 2 i / E.": waves(7, 6, lambda i: 1e4 ** (-i / 6)),
+            "The exponent is 4 i / E: is the factor 2 there twice?": waves(
+                7, 6, lambda i: 1e4 ** (-4 * i / 6)
+            ),
+            "The position is multiplied by the power of 10000; divide by it.": by_column(
+                lambda column: -2 * (column // 2) / 6
+            ),
+            "The base of the power is e; it should be 10000.": waves(
+                7, 6, lambda i: (-2 * i / 6).exp()
+            ),
+            "The exponent reaches 1 at the last pair. Divide by E, not by E - 2.": waves(
+                7, 6, lambda i: 1e4 ** (-2 * i / 4)
+            ),
+            "All pairs have the same frequency.": waves(7, 6, torch.ones_like),
+        },
+        "The first pair and the order of the columns are right; look at the power of 10000: its "
+        "base, its sign, and what the exponent counts.",
+    )
+
+    yield "GPT-2's size"
+    expect(call(sinusoidal, 1024, 768), waves(1024, 768), tolerance=2e-3)
+
+
 # ---------------------------------------------------------------------------- 2 · Attention
 
 
@@ -415,12 +742,8 @@ def attention_with_loops(attend):
 
 
 def attention_layer(E=12, H=3, seed=0):
-    """The helper's MultiHeadAttention with weights that hide nothing; biases are drawn too."""
-    layer = MultiHeadAttention(GPT2Config(n_embd=E, n_head=H))
-    with torch.no_grad():
-        for n, parameter in enumerate(layer.parameters()):
-            parameter.copy_(noise(*parameter.shape, seed=seed + n) / E**0.5)
-    return layer
+    """The helper's MultiHeadAttention with weights that hide nothing."""
+    return drawn(MultiHeadAttention(GPT2Config(n_embd=E, n_head=H)), seed)
 
 
 @exercise
@@ -567,4 +890,285 @@ def attention_with_a_cache(attend_next):
         torch.cat(outputs, dim=1),
         right,
         otherwise="The first two tokens are right, a later one is not: what is lost on the way?",
+    )
+
+
+# ------------------------------------------------------------------ 3 · The transformer block
+
+
+@exercise
+def parameters_of_an_xl_block(count):
+    """One block of GPT-2 XL, E = 1600."""
+    E, small = 1600, 7_087_872
+    yield "weights, biases and LayerNorms"
+    if 0 < number(count) < 1000:
+        raise Mistake("Give the number itself, to the last one: not in millions.")
+    mistakes = {
+        "These are the weight matrices. The biases and the LayerNorms are missing.": 12 * E**2,
+        "The LayerNorms are missing.": 12 * E**2 + 9 * E,
+        "The biases of the four linear layers are missing.": 12 * E**2 + 4 * E,
+        "A little is missing: there are two LayerNorms, and each has a gain and a bias.": 12 * E**2
+        + 11 * E,
+        "A bias has one number for each output: `qkv` has 3 E of them, `fc` has 4 E.": 12 * E**2
+        + 8 * E,
+        "This is the block of GPT-2 small.": small,
+        "The block of GPT-2 small grows with E here. Its matrices grow with E times E.": small
+        * E
+        / 768,
+        "Close, but not everything grows with the square of E: the biases and LayerNorms grow "
+        "with E.": small * (E / 768) ** 2,
+    }
+    mistakes |= {message + " And it is all 48 blocks.": 48 * n for message, n in mistakes.items()}
+    mistakes["This is all 48 blocks; the question is about one."] = 48 * (12 * E**2 + 13 * E)
+    expect_number(
+        count,
+        12 * E**2 + 13 * E,
+        mistakes,
+        "Take the table of section 4 and put in E = 1600, row by row. The number of heads plays no "
+        "part.",
+        tolerance=1e-6,
+    )
+
+
+@exercise
+def root_mean_square_norm(rms_norm):
+    """rms_norm(X [B, T, E], gain [E], eps) returns [B, T, E]."""
+
+    def right(X, gain, eps=1e-5):
+        return F.rms_norm(X, X.shape[-1:], gain, eps)
+
+    E = 6
+    ones = torch.ones(E)
+    yield "a vector of mean 0 gets the typical size 1"
+    X = 3 * F.layer_norm(noise(1, 1, E), (E,))  # [B=1, T=1, E] mean 0, mean square 9
+    expect(
+        call(rms_norm, X, ones, 1e-5),
+        right(X, ones),
+        {
+            "The squares are added up, but not divided by E.": X / (3 * E**0.5),
+            "The squares are divided by E - 1; divide by E.": X / (3 * (E / (E - 1)) ** 0.5),
+            "The square root is missing: you divide by the mean of the squares.": X / 9,
+            "You multiply by the root; divide by it.": X * 3,
+            "You divide by the mean of the sizes. Square first, then mean, then root.": X
+            / X.abs().mean(),
+            "The input comes back as it is.": X,
+        },
+        "Divide by the root of the mean of the squares, nothing else.",
+    )
+
+    yield "the mean stays"
+    X = noise(1, 1, E) + 2
+    centred = X - X.mean()
+    expect(
+        call(rms_norm, X, ones, 1e-5),
+        right(X, ones),
+        {
+            "The mean is subtracted: this is LayerNorm.": F.layer_norm(X, (E,)),
+            "The mean is subtracted before the root is taken, as in a standard deviation. Take the "
+            "squares of the numbers themselves.": X / centred.square().mean().sqrt(),
+            "The mean is subtracted above the line.": right(X, ones) * centred / X,
+        },
+        "With a mean of 0 yours is right, with another mean it is not.",
+    )
+
+    yield "every token by itself"
+    X = noise(2, 3, E, seed=1) * torch.arange(1.0, 7).view(2, 3, 1)  # [B=2, T=3, E]
+
+    def over(dim):
+        return X / X.square().mean(dim, keepdim=True).sqrt()
+
+    expect(
+        call(rms_norm, X, ones, 1e-5),
+        right(X, ones),
+        {
+            "The mean runs over all tokens of all texts. Use the last axis, `dim=-1`.": over(
+                (0, 1, 2)
+            ),
+            "The mean runs over the tokens of a text. Use the last axis, `dim=-1`.": over(1),
+            "The mean runs over a whole text. Use the last axis alone, `dim=-1`.": over((1, 2)),
+            "The mean runs over the texts. Use the last axis, `dim=-1`.": over(0),
+        },
+        "With one token yours is right, with several it is not: which axis does the mean run over?",
+    )
+
+    yield "the gain, one number for each place"
+    gain = noise(E, seed=2)
+    expect(
+        call(rms_norm, X, gain, 1e-5),
+        right(X, gain),
+        {
+            "The gain is missing.": right(X, ones),
+            "The gain comes too early: normalise first, then multiply.": right(X * gain, ones),
+            "You divide by the gain; multiply by it.": right(X, 1 / gain),
+            "The gain is added; multiply by it.": right(X, ones) + gain,
+            "The gain is 1 + gain: some models store it that way, here it is the number itself.": (
+                right(X, 1 + gain)
+            ),
+        },
+        "With a gain of 1 yours is right: where does the gain go?",
+    )
+
+    yield "eps, inside the root"
+    square = X.square().mean(-1, keepdim=True)  # [B, T, 1]
+    expect(
+        call(rms_norm, X, ones, 100.0),
+        right(X, ones, 100.0),
+        {
+            "eps is not used, or a number stands in its place.": X / (square + 1e-5).sqrt(),
+            "eps stands outside the root: add it to the mean of the squares.": X
+            / (square.sqrt() + 100),
+            "eps is squared.": X / (square + 1e4).sqrt(),
+            "eps is added to X.": (X + 100) / (X + 100).square().mean(-1, keepdim=True).sqrt(),
+            "eps is added before the mean is taken, E times: add it once, behind the mean.": X
+            / ((X.square() + 100).sum(-1, keepdim=True) / E**0.5).sqrt(),
+            "eps takes part as a lower limit; add it.": X / square.clamp(min=100).sqrt(),
+        },
+        "With an eps that hardly counts yours is right, with eps = 100 it is not.",
+    )
+
+
+def drawn_block(seed=0):
+    """The helper's TransformerBlock, E = 12 and H = 3, with weights that hide nothing."""
+    return drawn(TransformerBlock(GPT2Config(n_embd=12, n_head=3)), seed)
+
+
+def silenced(block, *parts):
+    """A copy of the block in which these parts add nothing: their last layer gives 0."""
+    block = copy.deepcopy(block)
+    with torch.no_grad():
+        for part in parts:
+            for parameter in block.get_submodule(part).proj.parameters():
+                parameter.zero_()
+    return block
+
+
+@exercise
+def mended_block(block_class):
+    """A TransformerBlock with a forward of its own, the notebook's suspect without its fault."""
+    yield "the parts of a TransformerBlock"
+    given, X = drawn_block(), noise(2, 5, 12, seed=20)  # [B=2, T=5, E=12]
+    if isinstance(block_class, nn.Module):
+        raise Mistake("Pass the class itself, its name without brackets; the check builds a block.")
+    block = call(block_class, GPT2Config(n_embd=12, n_head=3))
+    names = set(block.state_dict()) if isinstance(block, nn.Module) else set()
+    if names != set(given.state_dict()):
+        raise Mistake(
+            "The parts should be those of the helper's block, ln_1, attn, ln_2 and mlp. Inherit "
+            "from TransformerBlock and change `forward` alone."
+        )
+    block.load_state_dict(given.state_dict())
+    ln_1, attn, ln_2, mlp = given.ln_1, given.attn, given.ln_2, given.mlp
+
+    yield "with the MLP silenced, what the attention wrote comes out"
+    X_at = X + attn(ln_1(X))  # [B, T, E]
+    expect(
+        call(silenced(block, "mlp"), X),
+        X_at,
+        {
+            "The input comes back: what the attention wrote is lost, as in the suspect.": X,
+            "The first residual is missing.": attn(ln_1(X)),
+            "The input is added twice.": X + X_at,
+            "The attention reads X without `ln_1`.": X + attn(X),
+            "`ln_2` stands in front of the attention; that is the place of `ln_1`.": X
+            + attn(ln_2(X)),
+            "The result is what the second norm made. Add the MLP to the stream itself.": ln_2(
+                X_at
+            ),
+            "What the first norm made is added; add the input as it came.": ln_1(X) + attn(ln_1(X)),
+        },
+        "The block should return its input plus what the attention wrote, and nothing else.",
+    )
+
+    yield "with the attention silenced, the MLP adds to the input"
+    expect(
+        call(silenced(block, "attn"), X),
+        X + mlp(ln_2(X)),
+        {
+            "The second residual is missing: the result is the MLP alone.": mlp(ln_2(X)),
+            "The input is added twice: once is in X_at already.": 2 * X + mlp(ln_2(X)),
+            "`ln_1` stands in front of the MLP; that is the place of `ln_2`.": X + mlp(ln_1(X)),
+            "The MLP reads the stream without `ln_2`.": X + mlp(X),
+            "What the second norm made is added; add the stream as it came.": ln_2(X)
+            + mlp(ln_2(X)),
+        },
+        "The block should return its input plus what the MLP wrote, and nothing else.",
+    )
+
+    yield "the MLP hears what the attention wrote"
+    expect(
+        call(block, X),
+        given(X),
+        {
+            "The MLP reads X; it should read X_at, in which the attention has written.": X_at
+            + mlp(ln_2(X)),
+            "The MLP reads what the attention wrote, without the stream.": X_at
+            + mlp(ln_2(attn(ln_1(X)))),
+            "What the attention wrote reaches the MLP only; it is lost from the stream.": X
+            + mlp(ln_2(X_at)),
+        },
+        "Each part alone is right, the two together are not.",
+    )
+
+
+@exercise
+def post_norm_block(post_norm):
+    """post_norm(X, block): [B, T, E] -> [B, T, E], in the order of the original transformer."""
+    given, X = drawn_block(seed=40), noise(2, 5, 12, seed=60)  # [B=2, T=5, E=12]
+    ln_1, attn, ln_2, mlp = given.ln_1, given.attn, given.ln_2, given.mlp
+
+    yield "with both parts silenced, two norms remain"
+    expect(
+        call(post_norm, X, silenced(given, "attn", "mlp")),
+        ln_2(ln_1(X)),
+        {
+            "No norm stands behind a plus: the input comes back as it was.": X,
+            "The second norm is missing behind its plus.": ln_1(X),
+            "The first norm does not reach the result. Is it missing behind its plus, or does the "
+            "second plus take X in place of X_at?": ln_2(X),
+            "The two norms have changed places.": ln_1(ln_2(X)),
+            "`ln_1` is used twice.": ln_1(ln_1(X)),
+            "`ln_2` is used twice.": ln_2(ln_2(X)),
+            "The norm is applied to what a part writes, before the plus; apply it to the sum.": X
+            + ln_1(0 * X)
+            + ln_2(0 * X),
+        },
+        "Both parts write 0 here. Each plus should be followed by a norm of the sum.",
+    )
+
+    yield "with the MLP silenced"
+    X_at = ln_1(X + attn(X))  # [B, T, E]
+    expect(
+        call(post_norm, X, silenced(given, "mlp")),
+        ln_2(X_at),
+        {
+            "The attention reads ln_1(X): that norm is pre-norm's. It should read X.": ln_2(
+                ln_1(X + attn(ln_1(X)))
+            ),
+            "What the attention wrote is lost.": ln_2(ln_1(X)),
+            "The first residual is missing.": ln_2(ln_1(attn(X))),
+            "Only what was carried past is normed, not the sum.": ln_2(ln_1(X) + attn(X)),
+        },
+        "The attention should read X, its result should be added to X, and then comes `ln_1`.",
+    )
+
+    yield "with the attention silenced"
+    X_1 = ln_1(X)  # [B, T, E]
+    expect(
+        call(post_norm, X, silenced(given, "attn")),
+        ln_2(X_1 + mlp(X_1)),
+        {
+            "The MLP reads ln_2(X_at): that norm is pre-norm's. It should read X_at.": ln_2(
+                X_1 + mlp(ln_2(X_1))
+            ),
+            "The MLP reads X; it should read X_at.": ln_2(X_1 + mlp(X)),
+            "The second residual is missing.": ln_2(mlp(X_1)),
+        },
+        "The MLP should read X_at, its result should be added to X_at, and then comes `ln_2`.",
+    )
+
+    yield "both parts"
+    expect(
+        call(post_norm, X, given),
+        ln_2(X_at + mlp(X_at)),
+        otherwise="Each part alone is right, the two together are not.",
     )

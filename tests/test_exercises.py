@@ -151,7 +151,8 @@ def changed(result, change):
 
 
 GIVES_TENSORS = [case for case in FUNCTIONS.items() if case[0].__name__ in (
-    "attention_with_loops", "mended_attention", "attention_with_a_cache")]  # fmt: skip
+    "mended_embedding", "attention_with_loops", "mended_attention", "attention_with_a_cache",
+    "root_mean_square_norm", "post_norm_block")]  # fmt: skip
 every_tensor = pytest.mark.parametrize("ask, answer", GIVES_TENSORS, ids=label)
 
 
