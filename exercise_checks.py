@@ -22,6 +22,16 @@ is written makes no difference to it: loops, einsum, a class or a function of yo
 | root_mean_square_norm | size (mean 0), mean, token by token, gain, eps |
 | mended_block | its parts, no MLP, no attention, both |
 | post_norm_block | the two norms alone, no MLP, no attention, both |
+| **5 · The timing lab** | |
+| speed_of_five_steps | factor three, five steps, work over time |
+| stopwatch_with_two_hands | counts, clock and unit, waits at the end, before the start, spread |
+| mended_runs | nothing computed early, last length, the others, any order |
+| where_the_gpu_wins | exact lines, order of points, least squares, always, never, overtaken |
+| **6 · The timing lab, continued** | |
+| tokens_per_second_at_most | bytes, which weights, memory in place of arithmetic |
+| flops_by_hooks | one token, shapes, what runs, what counts, hooks removed, GPT-2 in small |
+| mended_mfu | one text, eight texts (who attends to whom), another model, no peak |
+| crossing_the_ridge | square layer, widths, bytes, the highest intensity |
 
 Each check is a generator: it yields the name of a mechanism and then tests it. What goes wrong
 before the next name is the problem of that mechanism. See `exercise`.
@@ -35,6 +45,7 @@ import math
 import re
 import signal
 import threading
+import time
 import traceback
 from _thread import interrupt_main
 from collections import Counter
@@ -43,7 +54,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gpt2_helpers import GPT2Config, MultiHeadAttention, TransformerBlock, get_text
+from gpt2_helpers import (
+    GPT2,
+    GPT2Config,
+    MultiHeadAttention,
+    TransformerBlock,
+    forward_flops,
+    get_text,
+    parameter_counts,
+)
 
 SECONDS = 20  # that one call of a reader's function may take
 
@@ -1172,3 +1191,687 @@ def post_norm_block(post_norm):
         ln_2(X_at + mlp(X_at)),
         otherwise="Each part alone is right, the two together are not.",
     )
+
+
+# ------------------------------------------------------------------------ 5 · The timing lab
+
+
+@exercise
+def speed_of_five_steps(teraflops):
+    """TFLOP/s, if the lecture's 1.6 s are the time of five training steps."""
+    forward = forward_flops(GPT2Config(), 8, 1024) / 1e12  # TFLOP
+    yield "TFLOP/s of five training steps in 1.6 s"
+    expect_number(
+        teraflops,
+        5 * 3 * forward / 1.6,
+        {
+            "That is one training step in 1.6 s. Here all five are done in that time.": 3
+            * forward
+            / 1.6,
+            "That is five forward passes. A training step has the backward pass too, and the "
+            "notebook says how much the two make together.": 5 * forward / 1.6,
+            "That is one forward pass in 1.6 s, and there are five training steps.": forward / 1.6,
+            "That is the work of the backward passes alone. A step begins with a forward pass.": 5
+            * 2
+            * forward
+            / 1.6,
+            "That counts the forward pass twice: the factor of the notebook has it in it.": 5
+            * 4
+            * forward
+            / 1.6,
+            "That is the number of TFLOP, the work. The speed is work per second.": 15 * forward,
+            "Upside down: TFLOP/s are the work divided by the seconds.": 1.6 / (15 * forward),
+            "The work is divided by five in place of multiplied.": 3 * forward / 5 / 1.6,
+            "Work times seconds is no speed: divide.": 15 * forward * 1.6,
+            "That is in FLOP/s. Give it in TFLOP/s, millions of millions of them.": 15e12
+            * forward
+            / 1.6,
+        },
+        "Write down three numbers: the TFLOP of one training step, the number of steps, and the "
+        "seconds for all of them.",
+        tolerance=0.02,
+    )
+
+
+class Queue:
+    """A device that exists for the check only: orders go into a queue and are done in turn.
+
+    `run` writes the next order, which takes `writing` seconds, and goes on; the n-th order then
+    keeps the device busy for `work[n]` seconds, those behind the last of `work` for as long as it.
+    `wait` returns when nothing is left to do.
+    """
+
+    def __init__(self, *work, writing=0.0):
+        self.work, self.writing = work, writing
+        self.orders, self.ready = 0, time.perf_counter()
+
+    def run(self):
+        time.sleep(self.writing)
+        seconds = self.work[min(self.orders, len(self.work) - 1)]
+        self.ready = max(self.ready, time.perf_counter()) + seconds
+        self.orders += 1
+
+    def wait(self):
+        time.sleep(max(0.0, self.ready - time.perf_counter()))
+
+
+@exercise
+def stopwatch_with_two_hands(stopwatch):
+    """stopwatch(run, wait, repeats=5, warmup=1) -> [(ordered, done), ...] in seconds."""
+    # A sleep is never too short, and may be too long on a busy machine. So where a time must not
+    # be too long, a wrong one is longer by some tenths of a second.
+
+    def hands(device, *counts):
+        result = call(stopwatch, device.run, device.wait, *counts)
+        try:
+            pairs = [[number(hand) for hand in pair] for pair in result]
+        except TypeError:
+            pairs = [[]]
+        if any(len(pair) != 2 for pair in pairs):
+            raise Mistake("Return a list with a pair (ordered, done) for each repeat.")
+        return pairs
+
+    yield "a pair for each repeat, none for a warm-up, and no call too many"
+    for counts, repeats, warmup in [((3, 2), 3, 2), ((), 5, 1)]:
+        asked = f"repeats={repeats}, warmup={warmup}" + ("" if counts else " (the defaults)")
+        device = Queue(0.0)
+        pairs = hands(device, *counts)
+        if len(pairs) == repeats + warmup:
+            raise Mistake("The warm-up calls are in the list. They are not to be counted.")
+        if len(pairs) != repeats:
+            raise Mistake(f"With {asked} there are {len(pairs)} pairs in the list.")
+        if device.orders == repeats:
+            raise Mistake(f"With {asked} only the repeats call `run`: the warm-up is missing.")
+        if device.orders != repeats + warmup:
+            raise Mistake(f"With {asked} `run` is called {device.orders} times.")
+
+    yield "wall-clock seconds, for both hands from the same moment"
+    (ordered, done), _ = hands(Queue(0.0, writing=0.05), 2, 0)  # nothing but overhead
+    if max(ordered, done) > 10:
+        raise Mistake("The numbers are too large by far. Are they in seconds?")
+    if ordered < 0.045 and done < 0.045:
+        raise Mistake(
+            "Here `run` itself sleeps for 0.05 s, and neither hand sees it. Does the clock start "
+            "before `run`? And is it one that goes on while the program sleeps? "
+            "`time.process_time` does not."
+        )
+    if ordered < 0.045:
+        raise Mistake(
+            "Here `run` itself takes 0.05 s, and the first hand does not see it: it stops when "
+            "`run` has returned."
+        )
+    if done < 0.045:
+        raise Mistake(
+            "Here `run` itself takes 0.05 s, and the second hand does not see it: both hands "
+            "start together, before `run`."
+        )
+
+    yield "the second hand stops when the work is done"
+    pairs = hands(Queue(0.1), 2, 0)  # an order is written at once, and takes 0.1 s
+    if min(done for _, done in pairs) < 0.09:
+        raise Mistake(
+            "The work takes 0.1 s, and the second hand stops before it is done. `run` only writes "
+            "the order: is there a `wait` between it and the reading of the clock?"
+        )
+
+    yield "the first hand does not wait for the work"
+    if min(ordered for ordered, _ in pairs) > 0.09:
+        raise Mistake(
+            "The first hand waits for the work. It should stop when the order is written: read "
+            "the clock between `run` and `wait`."
+        )
+
+    yield "work that was ordered before does not count"
+    device = Queue(0.02)
+    device.ready += 0.4  # somebody else's, still to be done
+    [(_, done)] = hands(device, 1, 0)
+    if done > 0.3:
+        raise Mistake(
+            "The device was still busy with earlier work, and yours counts that too. What must "
+            "have happened before the clock starts?"
+        )
+
+    yield "nor does the work of the warm-up"
+    pairs = hands(Queue(0.4, 0.02), 2, 1)  # the first order is a slow one
+    if pairs[0][1] > 0.3:
+        raise Mistake(
+            "The first repeat counts the work of the warm-up, which was still going on. When do "
+            "you wait for it?"
+        )
+
+    yield "each repeat by itself, in their order"
+    pairs = hands(Queue(0.4, 0.1, 0.005), 3, 0)
+    first, second, third = (done for _, done in pairs)
+    if third > 0.5:
+        raise Mistake(
+            "The numbers add up from repeat to repeat: is the clock started anew for each?"
+        )
+    if max(first, second, third) - min(first, second, third) < 0.05:
+        raise Mistake(
+            "Three repeats of very different lengths come out alike. Do you return the mean? Then "
+            "nobody can see the spread."
+        )
+    if first < 0.36 or second < 0.09 or third > 0.3:
+        raise Mistake("The times do not stand in the order in which the repeats were made.")
+
+
+class Recorder(nn.Module):
+    """In place of a model: it keeps the ids that it is given, and makes numbers of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, ids):
+        self.seen.append(ids.detach().clone())
+        return ids[..., None].float()  # [B, T, 1]
+
+
+@exercise
+def mended_runs(make_runs):
+    """make_runs(model, ids, lengths) -> {T: a function that runs the model on T tokens a text}."""
+
+    def runs_of(model, ids, lengths):
+        runs = call(make_runs, model, ids, lengths)
+        if not isinstance(runs, dict) or set(runs) != set(lengths):
+            raise Mistake("Return a dictionary with a run for each length, {T: run}.")
+        if model.seen:
+            raise Mistake(
+                "The model ran while the runs were made. Then a clock around a run measures "
+                "nothing: the work must wait until the run is called."
+            )
+        return runs
+
+    def seen_by(run, model):
+        model.seen.clear()
+        call(run)
+        if len(model.seen) != 1:
+            raise Mistake(
+                f"A run calls the model that was passed in {len(model.seen)} times, not once. "
+                "Does it use another one, from the notebook?"
+            )
+        return model.seen[0]
+
+    def expect_tokens(run, model, ids, T, mistakes=None):
+        seen = seen_by(run, model)
+        if torch.equal(seen, ids[:, :T]):
+            return
+        for message, wrong in (mistakes or {}).items():
+            if torch.equal(seen, wrong):
+                raise Mistake(message)
+        raise Mistake(
+            f"There are ids {list(ids.shape)}, and the run for T = {T} hands {list(seen.shape)} "
+            "to the model. It should be the first tokens of each text."
+        )
+
+    model, ids, lengths = Recorder(), torch.arange(96).view(8, 12), [3, 6, 12]  # ids [B=8, 12]
+    yield "a run for each length, and nothing computed yet"
+    runs = runs_of(model, ids, lengths)
+
+    yield "the last length, which the suspect does too"
+    first = {"All runs see as many tokens as the first one.": ids[:, :3]}
+    expect_tokens(runs[12], model, ids, 12, first)
+
+    yield "every other length sees its own first tokens"
+    for T in lengths[:2]:
+        expect_tokens(
+            runs[T],
+            model,
+            ids,
+            T,
+            {
+                "All runs see as many tokens as the last one. When does each of them look up "
+                "the name that the loop changes?": ids,
+                "A run sees the last tokens of each text; it should see the first.": ids[:, -T:],
+                "A run cuts along the axis of the texts; the tokens are the second axis, "
+                "[B, T].": ids[:T],
+                "A run sees the first text only.": ids[:1, :T],
+            },
+        )
+
+    yield "other lengths, run twice and backwards"
+    model, ids, lengths = Recorder(), torch.arange(40).view(4, 10), [7, 2, 10, 1]  # ids [B=4, 10]
+    runs = runs_of(model, ids, lengths)
+    for T in 2 * lengths[::-1]:
+        expect_tokens(runs[T], model, ids, T)
+
+
+def straight(overhead, each, tokens=(1, 64, 256, 1024)):
+    """Points (tokens, seconds) on a line, from milliseconds."""
+    return [(N, (overhead + each * N) / 1e3) for N in tokens]
+
+
+def crossing_of_fits(*devices):
+    """Tokens at which the fitted lines of two devices meet, by torch's own least squares."""
+    fits = []
+    for points in devices:
+        N, seconds = torch.tensor(points, dtype=torch.float64).T  # [points] each
+        columns = torch.stack([torch.ones_like(N), N], dim=1)  # [points, 2]
+        fits.append(torch.linalg.lstsq(columns, seconds[:, None]).solution.flatten().tolist())
+    (overhead_1, each_1), (overhead_2, each_2) = fits
+    return (overhead_2 - overhead_1) / (each_1 - each_2)
+
+
+@exercise
+def where_the_gpu_wins(crossover):
+    """crossover(cpu, gpu), each [(tokens, seconds), ...]: from how many tokens on is it ahead?"""
+    yield "two exact lines"
+    cpu, gpu = straight(1, 0.02), straight(9, 0.004)  # they meet where 8 = 0.016 N
+    lines = {
+        "Each device has its own overhead and its own cost per token: where the two lines meet, "
+        "both differences count, that of the overheads and that of the costs.": 625,
+        "Compare the costs per token by their difference, not by their sum.": 8 / 0.024,
+    }
+    expect_number(
+        call(crossover, cpu, gpu),
+        500,
+        lines
+        | {
+            "Negative: one of the two differences has the wrong sign.": -500,
+            "That is the time at which the lines meet. How many tokens is it?": 0.011,
+            "With few tokens the CPU is ahead here: its overhead is smaller. Is the overhead in "
+            "your fit, or does the line go through the origin?": 0.0,
+            "With many tokens the GPU is ahead here: it needs less time per token. Are the two "
+            "devices swapped?": math.inf,
+        },
+        "Set the two lines equal, overhead + cost times tokens, and solve for the tokens.",
+    )
+
+    yield "points in any order, more for one device than for the other"
+    expect_number(
+        call(crossover, cpu[::-1] + straight(1, 0.02, (16, 2)), [gpu[2], gpu[0], gpu[1]]),
+        500,
+        {},
+        "The points lie on the same lines as before, only their order and number changed.",
+    )
+
+    yield "points off the line: least squares"
+    jitter = [1.0, 1.6, 0.7, 1.15, 0.97]
+    cpu, gpu = (
+        [(N, s * j) for (N, s), j in zip(line, factors, strict=True)]
+        for line, factors in [
+            (straight(1, 0.02, (1, 64, 256, 512, 1024)), jitter),
+            (straight(9, 0.004, (1, 64, 256, 512, 1024)), jitter[::-1]),
+        ]
+    )
+    expect_number(
+        call(crossover, cpu, gpu),
+        crossing_of_fits(cpu, gpu),
+        {
+            "The line goes through the first and the last point, and the others are not "
+            "heard.": crossing_of_fits(cpu[:: len(cpu) - 1], gpu[:: len(gpu) - 1]),
+            "The line goes through the first two points only.": crossing_of_fits(cpu[:2], gpu[:2]),
+        },
+        "With points on a line yours is right, with points beside it the fit is another than that "
+        "of least squares, in which all points count alike.",
+        tolerance=1e-3,
+    )
+
+    yield "a GPU that is ahead from the first token on"
+    got = number(call(crossover, straight(5, 0.02), straight(1, 0.004)))
+    if got < 0:
+        raise Mistake(
+            "A number of tokens cannot be negative. The GPU has less overhead here, and the lower "
+            "cost per token: what does the exercise ask for then?"
+        )
+    if abs(got) > 1e-6:
+        raise Mistake("The GPU has less overhead and the lower cost per token: always faster.")
+
+    yield "a GPU that is never ahead"
+    if number(call(crossover, straight(1, 0.004), straight(9, 0.02))) != math.inf:
+        raise Mistake(
+            "Here the GPU has more overhead and the higher cost per token. It never gets ahead."
+        )
+
+    yield "a GPU that is ahead at first, and overtaken"
+    if number(call(crossover, straight(9, 0.004), straight(1, 0.02))) != math.inf:
+        raise Mistake(
+            "Here the GPU has less overhead and the higher cost per token: it is ahead with few "
+            "tokens, and falls behind. From which number on does it stay ahead?"
+        )
+
+
+# ------------------------------------------------------------- 6 · The timing lab, continued
+
+
+@exercise
+def tokens_per_second_at_most(tokens):
+    """GPT-2 small, one token at a time, float32, weights from memory at 1.6 TB/s."""
+    counts = parameter_counts(GPT2Config())
+    speed, parameters = 1.6e12, sum(counts.values())
+    yield "tokens per second, at most"
+    expect_number(
+        tokens,
+        speed / (4 * parameters),
+        {
+            "One byte for each weight? How many has a float32 number?": speed / parameters,
+            "Two bytes for each weight are those of a 16-bit format.": speed / (2 * parameters),
+            "The speed of memory is given in bytes, not in bits.": speed / (32 * parameters),
+            "That counts the table of tokens twice. The unembedding is the same table, and it lies "
+            "in memory once.": speed / (4 * (parameters + counts["wte"])),
+            "That reads the blocks only. To score the next token takes the unembedding, too, which "
+            "is the table of tokens.": speed / (4 * counts["blocks"]),
+            "That is the limit that arithmetic sets. With one token at a time another one is "
+            "lower: see the roofline, at N = 1.": 19.5e12 / (2 * parameters),
+            "That is the limit of arithmetic in bfloat16. How often can the weights be "
+            "read?": 312e12 / (2 * parameters),
+            "That is the time for one token, in seconds. How many fit into a second?": 4
+            * parameters
+            / speed,
+            "That is the time for one token, in milliseconds.": 4e3 * parameters / speed,
+            "One token at a time: the weights are read again for each, not once for 1024.": 1024
+            * speed
+            / (4 * parameters),
+            "A terabyte is 10 to the power of 12 bytes.": speed / 1e3 / (4 * parameters),
+        },
+        "Write down the bytes of all weights, and how often they can be read in one second.",
+        tolerance=0.03,
+    )
+
+
+class Walk(nn.Module):
+    """Layers, of which those run whose numbers are in `order`."""
+
+    def __init__(self, layers, order):
+        super().__init__()
+        self.layers, self.order = nn.ModuleList(layers), order
+
+    def forward(self, X):
+        for n in self.order:
+            X = self.layers[n](X)
+        return X
+
+
+class Pair(nn.Module):
+    """A model with two inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Linear(3, 5), nn.Linear(7, 5)
+
+    def forward(self, X, Y):
+        return self.left(X) + self.right(Y)
+
+
+class Failing(nn.Module):
+    def forward(self, X):
+        raise ValueError("this model fails on purpose")
+
+
+def hooks_on(model):
+    """The number of forward hooks on all modules of a model."""
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+@exercise
+def flops_by_hooks(count):
+    """count(model, *inputs): FLOPs of all Linear layers that run, 2 for a multiply-add."""
+
+    def expect_flops(model, inputs, right, mistakes, otherwise):
+        expect_number(call(count, model, *inputs), right, mistakes, otherwise, tolerance=1e-9)
+
+    yield "one layer, one token"
+    expect_flops(
+        nn.Linear(30, 7),
+        [noise(1, 30)],
+        2 * 30 * 7,
+        {
+            "A multiply-add counts as two.": 30 * 7,
+            "The bias is in it. Here it does not count.": 2 * 30 * 7 + 7,
+            "That is the number of parameters.": 30 * 7 + 7,
+            "Nothing was counted. Is the model itself, a single layer here, among the modules "
+            "that you look at?": 0,
+        },
+        "A layer does one multiply-add for each of its weights and each token.",
+    )
+
+    yield "any number of tokens, in any shape"
+    for shape, tokens in [((2, 5, 30), 10), ((30,), 1), ((2, 3, 4, 30), 24)]:
+        expect_flops(
+            nn.Linear(30, 7),
+            [noise(*shape)],
+            2 * 30 * 7 * tokens,
+            {
+                "Every token uses all weights again: the number of tokens is missing.": 420,
+                "That counts the first axis only. Which axes of the input are tokens?": 420
+                * shape[0],
+                "That counts the last axis of tokens only. All but the very last axis are "
+                "tokens.": 420 * shape[-2:][0],
+            },
+            f"The input has the shape {list(shape)}: every row of 30 numbers is a token.",
+        )
+
+    yield "layers inside layers, and others that cost nothing"
+    inner = nn.Sequential(nn.Linear(8, 3), nn.GELU(), nn.Sequential(nn.Linear(3, 5)))
+    right = 2 * 14 * (24 + 15)
+    expect_flops(
+        nn.Sequential(nn.Embedding(10, 8), nn.LayerNorm(8), inner),
+        [torch.arange(14).view(2, 7) % 10],  # [B=2, T=7]
+        right,
+        {
+            "The embedding is counted. It looks up rows, which is no arithmetic.": right
+            + 2 * 14 * 80,
+            "The embedding is counted, with each number that it looks up.": right + 2 * 14 * 8,
+            "Nothing was counted: the layers sit deeper in the model. Which method of a module "
+            "gives all modules inside it?": 0,
+            "Containers are counted as well as what is in them.": 2 * right,
+        },
+        "Count the Linear layers, however deep they sit, and nothing else.",
+    )
+
+    yield "a layer that does not run costs nothing"
+    expect_flops(
+        Walk([nn.Linear(4, 6), nn.Linear(6, 50)], [0]),
+        [noise(3, 4)],
+        2 * 3 * 24,
+        {"The second layer of this model never runs, and you count it.": 2 * 3 * (24 + 300)},
+        "Only the first of the two layers runs.",
+    )
+
+    yield "a layer that runs three times costs three times as much"
+    expect_flops(
+        Walk([nn.Linear(6, 6)], [0, 0, 0]),
+        [noise(2, 6)],
+        3 * 2 * 2 * 36,
+        {"The layer ran three times, and you count it once. What does a hook see?": 2 * 2 * 36},
+        "The only layer of this model runs three times.",
+    )
+
+    yield "two layers with one weight both count"
+    one, other = nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False)
+    other.weight = one.weight
+    expect_flops(
+        Walk([one, other], [0, 1]),
+        [noise(2, 6)],
+        2 * 2 * 2 * 36,
+        {"A shared weight saves memory, not arithmetic: both layers compute.": 2 * 2 * 36},
+        "Two layers run, with the same weight.",
+    )
+
+    yield "a model with two inputs"
+    expect_flops(Pair(), [noise(4, 3), noise(4, 7)], 2 * 4 * (15 + 35), {}, "Both layers run.")
+
+    yield "the hooks are gone afterwards, and those of others are still there"
+    model, X = Walk([nn.Linear(6, 6), nn.Linear(6, 6)], [0, 1]), noise(2, 6)
+    model.layers[0].register_forward_hook(lambda module, inputs, output: None)
+    first, second = (number(call(count, model, X)) for _ in range(2))
+    if hooks_on(model) > 1:
+        raise Mistake(
+            "Your hooks stay on the model, and will count in every later pass. Keep what "
+            "`register_forward_hook` returns, and call its `remove`."
+        )
+    if hooks_on(model) < 1:
+        raise Mistake("The model had a hook already, and it is gone. Remove your own hooks only.")
+    if first != second:
+        raise Mistake(
+            "A second count of the same model gives another number. Begin at 0 each time."
+        )
+
+    yield "also if the model fails"
+    model, finished = nn.Sequential(nn.Linear(6, 6), Failing()), False
+    with contextlib.suppress(Mistake):
+        call(count, model, X)
+        finished = True
+    if finished:
+        raise Mistake(
+            "The model raised an error, and your function hides it. Let it pass: the number would "
+            "be wrong."
+        )
+    if hooks_on(model):
+        raise Mistake(
+            "When the model raises an error, your hooks stay on it. `try: … finally: …` removes "
+            "them in any case."
+        )
+
+    yield "a GPT-2 in small, against the formula of section 1"
+    sizes = GPT2Config(vocab_size=50, n_positions=16, n_embd=12, n_layer=2, n_head=3)
+    B, T, attention = 2, 9, 2 * 9 * 4 * 2 * 9 * 12  # B T times 4 L T E, not in Linear layers
+    expect_flops(
+        GPT2(sizes),
+        [torch.arange(B * T).view(B, T)],
+        forward_flops(sizes, B, T) - attention,
+        {"Attention's own two products are no Linear layers.": forward_flops(sizes, B, T)},
+        "Eight layers in two blocks, and the unembedding.",
+    )
+
+
+@exercise
+def mended_mfu(mfu):
+    """mfu(config, B, T, seconds, peak): a share of the peak, None if there is no peak."""
+
+    def flops(config, B, T, attends_to):
+        """B T tokens, each of which meets `attends_to` tokens in attention."""
+        E, L, V = config.n_embd, config.n_layer, config.vocab_size
+        return 2.0 * B * T * (12 * L * E**2 + V * E + 2 * L * attends_to * E)
+
+    def ask(config, B, T, peak=1e14):
+        # In a list, because `call` takes None for a missing return.
+        return call(lambda *given: [mfu(*given)], config, B, T, 0.5, peak)[0]
+
+    def expect_share(config, B, T, mistakes, otherwise):
+        got = ask(config, B, T)
+        if got is None:
+            raise Mistake("Your code returns None. Is the `return` missing?")
+        wrong = {message: work / 0.5e14 for message, work in mistakes.items()}
+        expect_number(got, flops(config, B, T, T) / 0.5e14, wrong, otherwise, tolerance=1e-6)
+
+    small = GPT2Config()
+    yield "one text, where the suspect is right"
+    work = flops(small, 1, 1024, 1024)
+    expect_share(
+        small,
+        1,
+        1024,
+        {
+            "That is in percent. Return the share, between 0 and 1.": 100 * work,
+            "The two products of attention are missing.": flops(small, 1, 1024, 0),
+            "That is the work of a training step; this is a forward pass.": 3 * work,
+        },
+        "With one text the suspect is right, and yours is not: what else did you change?",
+    )
+
+    yield "eight texts"
+    expect_share(
+        small,
+        8,
+        128,
+        {
+            "As the suspect: each token meets those of all texts in attention. How many tokens "
+            "does it really meet?": flops(small, 8, 128, 1024),
+            "Now no token meets any other: the two products of attention are missing.": flops(
+                small, 8, 128, 0
+            ),
+            "Each token meets itself only. How long is the text that it stands in?": flops(
+                small, 8, 128, 1
+            ),
+            "B and T are swapped: each token meets as many others as there are texts.": flops(
+                small, 8, 128, 8
+            ),
+            "That is the work of one of the eight texts.": flops(small, 1, 128, 128),
+            "The number of texts is counted twice.": 8 * flops(small, 8, 128, 128),
+        },
+        "Count the tokens, and for each the tokens that it meets in attention.",
+    )
+
+    yield "another model"
+    expect_share(
+        GPT2Config(vocab_size=1000, n_embd=96, n_layer=3),
+        3,
+        64,
+        {
+            "Those are the FLOPs of GPT-2 small. Use the config that is given.": flops(
+                small, 3, 64, 64
+            )
+        },
+        "With other sizes the number is wrong. Does anything come from the notebook's variables?",
+    )
+
+    yield "no peak, no MFU"
+    if (got := ask(small, 8, 128, None)) is not None:
+        raise Mistake(f"Without a peak there is no MFU, None; you return {a_kind(got)}.")
+
+
+@exercise
+def crossing_the_ridge(crossing):
+    """crossing(n_in, n_out, ridge, bytes_per_number): tokens at which a layer reaches the ridge."""
+
+    def reached(n_in, n_out, ridge, size):
+        got = number(call(crossing, n_in, n_out, ridge, size))
+        if got < 0:
+            raise Mistake(
+                "A number of tokens cannot be negative. With ever more tokens the intensity comes "
+                "close to a highest value; what if the ridge lies above that?"
+            )
+        return got
+
+    def expect_ridge(n_in, n_out, ridge, size, mistakes, otherwise):
+        N = reached(n_in, n_out, ridge, size)
+        intensity = 2 * n_in * n_out / (size * (n_in * n_out / N + n_in + n_out)) if N else 0
+        if not math.isclose(intensity, ridge, rel_tol=2e-3):
+            for message, wrong in mistakes.items():
+                if math.isclose(N, wrong, rel_tol=2e-3):
+                    raise Mistake(message)
+            raise Mistake(
+                f"At your number of tokens the layer has {intensity:.1f} FLOP per byte, and the "
+                f"ridge lies at {ridge}. {otherwise}"
+            )
+
+    yield "a square layer in float32"
+    expect_ridge(
+        1024,
+        1024,
+        100,
+        4,
+        {
+            "The inputs and outputs are left out. They must be moved, too.": 200,
+            "A multiply-add counts as two FLOPs.": 400 * 1024 / (1024 - 800),
+            "Of inputs and outputs, only one is counted.": 400 * 1024 / (2048 - 400),
+            "That moves one byte for each number.": 100 * 1024 / (2048 - 200),
+        },
+        "FLOPs over bytes, as in section 4: the weights once, each token's input and output once.",
+    )
+
+    yield "a layer that is not square"
+    expect_ridge(768, 3072, 200, 4, {}, "The layer has 768 inputs and 3072 outputs.")
+    expect_ridge(3072, 768, 200, 4, {}, "The layer has 3072 inputs and 768 outputs.")
+
+    yield "another number format"
+    expect_ridge(
+        1024,
+        1024,
+        200,
+        2,
+        {"As in float32. Here a number has two bytes.": 800 * 1024 / (2048 - 1600)},
+        "A number has two bytes here.",
+    )
+
+    yield "a ridge just under the highest intensity"
+    expect_ridge(1024, 1024, 250, 4, {}, "The highest possible is 256: the layer gets there late.")
+
+    yield "a ridge that no number of tokens reaches"
+    if reached(1024, 1024, 600, 4) != math.inf:
+        raise Mistake("The intensity of this layer stays under 256, however many tokens there are.")
+
+    yield "a ridge at the highest intensity, which is never quite reached"
+    if reached(1024, 1024, 256, 4) != math.inf:
+        raise Mistake("The intensity of this layer comes ever closer to 256, and stays under it.")
