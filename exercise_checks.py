@@ -238,7 +238,7 @@ def expect_kind(got, like):
             "tensors where the data is: `device=X.device`."
         )
     if got.dtype != like.dtype:
-        raise Mistake(f"The result is of type {got.dtype}; it should be {like.dtype}, as given.")
+        raise Mistake(f"The result is of type {got.dtype}; it should be {like.dtype}.")
 
 
 def expect_shape(got, like):
