@@ -22,6 +22,11 @@ is written makes no difference to it: loops, einsum, a class or a function of yo
 | root_mean_square_norm | size (mean 0), mean, token by token, gain, eps |
 | mended_block | its parts, no MLP, no attention, both |
 | post_norm_block | the two norms alone, no MLP, no attention, both |
+| **4 · The whole model** | |
+| parameters_of_a_larger_vocabulary | one count, its parts told apart |
+| next_token_loss | ln V, target, shift, two texts, large logits (three ways), gradient |
+| mended_growth | sizes, old rows, new rows, one Parameter, gradient of both uses, a move |
+| row_by_row_step | loss, gradients (one text, three, tied), one pass, memory, adding up |
 | **5 · The timing lab** | |
 | speed_of_five_steps | factor three, five steps, work over time |
 | stopwatch_with_two_hands | counts, clock and unit, waits at the end, before the start, spread |
@@ -42,18 +47,24 @@ import copy
 import functools
 import linecache
 import math
+import os
 import re
 import signal
 import threading
 import time
 import traceback
+import weakref
 from _thread import interrupt_main
 from collections import Counter
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
 
+import gpt2_helpers
 from gpt2_helpers import (
     GPT2,
     GPT2Config,
@@ -65,6 +76,13 @@ from gpt2_helpers import (
 )
 
 SECONDS = 20  # that one call of a reader's function may take
+NOT_THEIRS = [  # code that no reader wrote: packages, Python's own (in one folder), the series'
+    "site-packages",
+    "dist-packages",
+    os.path.dirname(linecache.__file__) + os.sep,
+    gpt2_helpers.__file__,
+    __file__,
+]
 
 
 class Mistake(Exception):
@@ -129,6 +147,7 @@ def time_limit(seconds):
         yield
         return
     running, late = True, False
+    before = signal.getsignal(signal.SIGINT)
 
     def ring():
         nonlocal late
@@ -136,10 +155,12 @@ def time_limit(seconds):
         interrupt_main()
 
     def on_interrupt(signum, frame):
-        if running:
-            raise OutOfTime if late else KeyboardInterrupt
+        if running and late:
+            raise OutOfTime
+        if running and callable(before):  # by hand, or by the limit of a call around this one
+            before(signum, frame)
 
-    before = signal.signal(signal.SIGINT, on_interrupt)
+    signal.signal(signal.SIGINT, on_interrupt)
     timer = threading.Timer(seconds, ring)
     timer.start()
     try:
@@ -170,14 +191,17 @@ def shapes(inputs):
     return ", ".join(str(list(tensor.shape)) for tensor in data)
 
 
-def call(function, *inputs):
-    """What a reader's function (or class, or module) returns; Mistake if it goes wrong."""
+def call(function, *inputs, may_change=False):
+    """What a reader's function (or class, or module) returns; Mistake if it goes wrong.
+
+    It is a mistake to change a tensor of the inputs, unless `may_change`.
+    """
     if not callable(function):
         raise Mistake(
             f"This check takes a function or a class, and got {a_kind(function)}. Pass its name, "
             "without calling it."
         )
-    given = [tensor for tensor in tensors_in(inputs) if not tensor.is_meta]
+    given = [t for t in tensors_in(inputs) if not (t.is_meta or may_change)]
     before = [tensor.detach().clone() for tensor in given]
     try:
         with time_limit(SECONDS):
@@ -205,12 +229,12 @@ def call(function, *inputs):
 def what_was_raised(error, inputs):
     text = str(error).strip().splitlines() or ["without a message"]
     message = f"Your code raised {type(error).__name__}: {text[0]}"
-    theirs = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
-    theirs = [f for f in theirs if "site-packages" not in f.filename]
-    if theirs:
-        line = linecache.getline(theirs[-1].filename, theirs[-1].lineno).strip()
-        message += f"\n    in the line `{line}`" if line else ""
-    elif isinstance(error, TypeError):
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [f for f in frames if not any(part in f.filename for part in NOT_THEIRS)]
+    lines = [linecache.getline(f.filename, f.lineno).strip() for f in theirs]
+    if any(lines):
+        message += f"\n    in the line `{[line for line in lines if line][-1]}`"
+    elif not theirs and isinstance(error, TypeError):
         message += "\n    Does it take the arguments that the exercise names, in their order?"
     return message + (f"\n    when called with tensors {shapes(inputs)}." if shapes(inputs) else "")
 
@@ -270,6 +294,8 @@ def expect(got, right, mistakes=None, otherwise=None, tolerance=1e-4):
 
 def number(value):
     """The float of an int, a float or a tensor or array of one number; Mistake for all else."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach()  # a float has no gradient, and torch would warn of it
     if not isinstance(value, (str, bool)):
         with contextlib.suppress(TypeError, ValueError, RuntimeError):
             return float(value)
@@ -1190,6 +1216,500 @@ def post_norm_block(post_norm):
         call(post_norm, X, given),
         ln_2(X_at + mlp(X_at)),
         otherwise="Each part alone is right, the two together are not.",
+    )
+
+
+# ----------------------------------------------------------------------- 4 · The whole model
+
+
+@exercise
+def parameters_of_a_larger_vocabulary(count):
+    """Parameters of GPT-2 small with 100,000 tokens and untied weights."""
+    new = parameter_counts(GPT2Config(vocab_size=100_000, tie_weights=False))
+    small = parameter_counts(GPT2Config())
+    right, table, old_table = sum(new.values()), new["wte"], small["wte"]
+    one_block = new["blocks"] // 12
+    yield "all parts, each counted once"
+    expect_number(
+        count,
+        right,
+        {
+            "This is the tied model: untied, the unembedding has its own table.": right - table,
+            "Only one of the two tables has grown.": right - table + old_table,
+            "The tables should have 100,000 rows, not 100,000 more.": right + 2 * old_table,
+            "There are two new tables, and an old one is still in the sum.": right + old_table,
+            "There are two old tables, and a new one.": right - table + 2 * old_table,
+            "These are the two tables. What else has parameters?": 2 * table,
+            "The positions are missing.": right - new["wpe"],
+            "Only one of the blocks is counted.": right - 11 * one_block,
+            "GPT-2's unembedding has no bias.": right + 100_000,
+            "This is GPT-2 small as it is, tied.": sum(small.values()),
+            "This is GPT-2 small as it is, untied.": sum(small.values()) + old_table,
+            "Give the number itself, not millions.": right / 1e6,
+        },
+        "Which of the parts in section 4 depend on the vocabulary, and how many of those are there "
+        "without the tie?",
+        tolerance=2.1e-4,  # 50,000
+    )
+
+
+@exercise
+def next_token_loss(loss):
+    """loss(logits [B, T, V], ids [B, T]): mean cross-entropy of logits[:, t] and ids[:, t + 1]."""
+
+    def reference(logits, targets):
+        return F.cross_entropy(logits.double().flatten(0, -2), targets.flatten()).float()
+
+    def reader(logits, ids):
+        got = call(loss, logits, ids)
+        expect_kind(got, logits)
+        if got.ndim:
+            raise Mistake(
+                f"The result has the shape {list(got.shape)}. Return the mean over all texts and "
+                "places, a tensor of one number and no axes."
+            )
+        return got
+
+    yield "knowing nothing costs ln V"
+    logits, ids = torch.zeros(3, 5, 50), torch.arange(15).view(3, 5)  # [B, T, V], [B, T]
+    cost = torch.tensor(50.0).log()
+    expect(
+        reader(logits, ids),
+        cost,
+        {
+            "The sign is wrong: the probability is below 1, so its logarithm is negative.": -cost,
+            "The logarithm is to the base 2; the loss takes the natural one.": cost / math.log(2),
+            "The logarithm is to the base 10; the loss takes the natural one.": cost / math.log(10),
+            "This is the number of equally likely tokens, V; its logarithm is missing.": cost.exp(),
+            "This is the probability of a token; its logarithm is missing.": (-cost).exp(),
+            "The softmax runs over the places, not over the vocabulary.": torch.tensor(5.0).log(),
+            "The softmax runs over the T - 1 places, not over the vocabulary.": torch.tensor(
+                4.0
+            ).log(),
+            "The softmax runs over the texts, not over the vocabulary.": torch.tensor(3.0).log(),
+            "You divide by T, but only T - 1 places have a successor.": cost * 4 / 5,
+            "A sum over the texts; the loss is the mean over texts and places.": cost * 3,
+            "A sum over the places; the loss is the mean over texts and places.": cost * 4,
+            "A sum over texts and places; the loss is their mean.": cost * 12,
+        },
+        "All logits are 0 here, so each of the 50 tokens has the probability 1/50.",
+    )
+
+    yield "the target's own logit counts"
+    opinion, alike = noise(50, seed=1) * 2, torch.full((2, 4), 3)  # [V], [B, T]: token 3 throughout
+    logits, total = opinion.repeat(2, 4, 1), opinion.logsumexp(0)  # [B, T, V], []
+    expect(
+        reader(logits, alike),
+        reference(logits, alike),
+        {
+            "This is ln of the sum of exponentials alone: subtract the target's logit.": total,
+            "The target's logit is added; it has to be subtracted.": total + opinion[3],
+            "This is the loss of the favourite token, whatever the target.": total - opinion.max(),
+            "This is the mean over all tokens; only the target's probability counts.": total
+            - opinion.mean(),
+        },
+        "All places have the same logits here, and all ids are 3: only token 3 is asked for.",
+    )
+
+    yield "place t is asked for the token at t + 1"
+    logits, ids = noise(1, 6, 7, seed=2), torch.tensor([[4, 0, 6, 1, 5, 2]])  # [B=1, T=6, V=7]
+    expect(
+        reader(logits, ids),
+        reference(logits[:, :-1], ids[:, 1:]),
+        {
+            "No shift: each place is asked for the token that it has just read.": reference(
+                logits, ids
+            ),
+            "No shift: the last place is left out, but the others are asked for the token that "
+            "they have just read.": reference(logits[:, :-1], ids[:, :-1]),
+            "No shift: the first place is left out, but the others are asked for the token that "
+            "they have just read.": reference(logits[:, 1:], ids[:, 1:]),
+            "Shifted the wrong way: each place is asked for the token before its own.": reference(
+                logits[:, 1:], ids[:, :-1]
+            ),
+            "The last place is asked for the first token of the text. Nothing follows it: leave "
+            "it out.": reference(logits, ids.roll(-1, 1)),
+            "Shifted by two.": reference(logits[:, :-2], ids[:, 2:]),
+        },
+        "Which logits have a target, and which ids are one? Write out the pairs for T = 3.",
+    )
+
+    yield "two texts that know nothing of each other"
+    logits, ids = noise(2, 3, 7, seed=3), torch.tensor([[4, 0, 6], [1, 5, 2]])  # [B=2, T=3, V=7]
+    expect(
+        reader(logits, ids),
+        reference(logits[:, :-1], ids[:, 1:]),
+        {
+            "The last place of a text is asked for the first token of the next text: shift before "
+            "you flatten.": reference(logits.flatten(0, 1)[:-1], ids.flatten()[1:]),
+            "Only the first text counts.": reference(logits[:1, :-1], ids[:1, 1:]),
+            "Only the last text counts.": reference(logits[1:, :-1], ids[1:, 1:]),
+        },
+        "One text is right, two are not. Does each place of each text meet its own target?",
+    )
+
+    yield "logits around 10,000"
+    logits = logits + 1e4
+    got, right = reader(logits, ids), reference(logits[:, :-1], ids[:, 1:])
+    if not got.isfinite():
+        raise Mistake(
+            "The result is inf or nan: e to the power of 10,000 is more than a float can hold. If "
+            "the same number is subtracted from all logits of a place, its probabilities stay."
+        )
+    expect(got, right)
+
+    yield "each place at a height of its own"
+    logits = logits - 1e4 * torch.tensor([0.0, 2, 1])[:, None]  # [B, T, V] at 10,000, -10,000, 0
+    got, right = reader(logits, ids), reference(logits[:, :-1], ids[:, 1:])
+    if not got.isfinite():
+        raise Mistake(
+            "The result is inf or nan: here the logits of one place are far below those of "
+            "another, and all its exponentials are 0. Subtract from each place what suits it."
+        )
+    expect(got, right)
+
+    yield "a target that is 10,000 behind"
+    logits = torch.zeros(1, 2, 7)  # [B=1, T=2, V=7]
+    logits[0, 0, 3] = 1e4
+    got, right = reader(logits, torch.tensor([[0, 1]])), torch.tensor(1e4)
+    if not got.isfinite():
+        raise Mistake(
+            "The result is inf or nan: the target's probability is rounded to 0, and has no "
+            "logarithm. Its logit is there: take the logarithm of the quotient on paper first."
+        )
+    expect(
+        got,
+        right,
+        otherwise=f"The loss is {got:.0f}, and should be the distance of the two logits. Is a "
+        "small number added, or the probability kept from falling below one?",
+    )
+
+    yield "a model can learn from it"
+    logits, ids = noise(2, 4, 7, seed=4).requires_grad_(), torch.arange(8).view(2, 4) % 7
+    got = reader(logits, ids)
+    if not got.requires_grad:
+        raise Mistake(
+            "The loss has lost its gradient: no .item(), .detach(), torch.tensor(...) or no_grad "
+            "on the way."
+        )
+    right = torch.autograd.grad(reference(logits[:, :-1], ids[:, 1:]), logits)[0]
+    expect(
+        torch.autograd.grad(got, logits)[0],
+        right,
+        otherwise="The loss is right, its gradient is not: is a part of it detached?",
+        tolerance=1e-5,
+    )
+
+
+def small_gpt2(tie, layers=2):
+    """A GPT2 of V = 101 and E = 12 with weights that hide nothing; biases are drawn too."""
+    config = GPT2Config(
+        vocab_size=101, n_positions=16, n_embd=12, n_layer=layers, n_head=3, tie_weights=tie
+    )
+    model = GPT2(config)
+    with torch.no_grad():
+        for n, parameter in enumerate(model.parameters()):
+            parameter.copy_(noise(*parameter.shape, seed=n) / 2)
+    return model
+
+
+def ids_and_targets(B, T):
+    """Token ids and their successors for `small_gpt2`, each [B, T]; no text is like another."""
+    tokens = torch.arange(B * T + 1) * 37 % 101  # [B * T + 1]
+    return tokens[:-1].view(B, T), tokens[1:].view(B, T)
+
+
+def plain_step(model, ids, targets):
+    """Mean loss and {name: gradient} of all rows at once; the model keeps its own gradients."""
+    loss = F.cross_entropy(model(ids).flatten(0, 1), targets.flatten())
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+    return loss.item(), dict(zip(names, gradients, strict=True))
+
+
+@exercise
+def mended_growth(grow):
+    """grow(model, extra): a tied GPT2, with `extra` more tokens, still tied."""
+    model, extra = small_gpt2(tie=True), 40
+    ids, targets = ids_and_targets(2, 12)  # [B, T]
+    before = model(ids).detach()  # [B, T, V]
+    V, E = model.wte.weight.shape
+    parameters = sum(p.numel() for p in model.parameters())
+
+    yield "the sizes"
+    grown = call(grow, model, extra, may_change=True)
+    if not isinstance(grown, nn.Module):
+        raise Mistake(f"Return the model; this is {a_kind(grown)}.")
+    if list(grown.wte.weight.shape) != [V + extra, E]:
+        raise Mistake(
+            f"`wte.weight` has the shape {list(grown.wte.weight.shape)}; {V} tokens and {extra} "
+            f"new ones should make it {[V + extra, E]}."
+        )
+    if grown.config.vocab_size != V + extra:
+        raise Mistake(
+            "`config.vocab_size` still says how many tokens there were: the model would refuse "
+            "the new ones."
+        )
+    logits = call(grown, ids + extra)  # old tokens and new ones
+    if logits.shape[-1] != V + extra:
+        raise Mistake(
+            f"The model gives {logits.shape[-1]} logits for {V + extra} tokens: the table at the "
+            "exit has not grown."
+        )
+
+    yield "old tokens keep their vectors, and their places"
+    expect(
+        call(grown, ids)[..., :V],
+        before,
+        otherwise="For the old tokens the model gives other logits than before. Are the first rows "
+        "of the table the old ones, in their order, and all other weights as they were?",
+    )
+
+    yield "new tokens start like all others"
+    new = grown.wte.weight[V:].detach()  # [extra, E]
+    if new.std(dim=0).mean() < 1e-4:
+        raise Mistake("All new tokens have one and the same vector: nothing tells them apart.")
+    if not 0.015 < new.std() < 0.025:
+        raise Mistake(
+            f"The new vectors have the standard deviation {new.std():.3f}, not 0.02. What a layer "
+            "is born with is not what GPT-2 starts with."
+        )
+
+    yield "one table, one Parameter"
+    added = sum(p.numel() for p in grown.parameters()) - parameters
+    if added == (V + 2 * extra) * E:
+        raise Mistake(
+            "`parameters()` gives two tables: those of the entrance and of the exit are two "
+            "Parameters, even if they share their memory. Test it with `is`."
+        )
+    if added != extra * E:
+        raise Mistake(
+            f"The model has {added:,} parameters more than before. {extra} new tokens of {E} "
+            f"numbers are {extra * E:,}."
+        )
+
+    yield "it learns from both of its uses"
+    if not grown.wte.weight.requires_grad:
+        raise Mistake("The table is frozen. `from_pretrained` does that unless told otherwise.")
+    apart = GPT2(replace(model.config, vocab_size=V + extra, tie_weights=False))
+    theirs = dict(grown.named_parameters())
+    with torch.no_grad():
+        for name, parameter in apart.named_parameters():
+            parameter.copy_(theirs["wte.weight" if name == "unembed.weight" else name])
+    ids, targets = ids + extra, targets + extra
+    gradients = plain_step(apart, ids, targets)[1]
+    entrance, exit_ = gradients["wte.weight"], gradients["unembed.weight"]  # [V + extra, E]
+    expect(
+        plain_step(grown, ids, targets)[1]["wte.weight"],
+        entrance + exit_,
+        {
+            "The table learns at the entrance only: the exit uses a copy, or its data.": entrance,
+            "The table learns at the exit only.": exit_,
+        },
+        "The gradient of the table is not the sum of what its two uses give.",
+        tolerance=1e-5,
+    )
+
+    yield "it stays one after a move and a step of training"
+    grown.to(torch.float64)
+    F.cross_entropy(call(grown, ids).flatten(0, 1), targets.flatten()).backward()
+    torch.optim.SGD(grown.parameters(), lr=1.0).step()
+    seen = []
+    with_hook = grown.ln_f.register_forward_hook(lambda module, given, made: seen.append(made))
+    logits = call(grown, ids)
+    with_hook.remove()
+    expect(
+        logits,
+        seen[0] @ grown.wte.weight.T,
+        otherwise="After a move and a step the exit no longer uses the table of the entrance.",
+    )
+
+
+class TensorsAlive(TorchFunctionMode):
+    """Counts the bytes that tensors [..., V] take at the same time; `most` is the most so far.
+
+    with TensorsAlive(V) as alive, saved_tensors_hooks(alive.note, lambda tensor: tensor): ...
+
+    It sees what code holds and, by the hooks, what autograd keeps.
+    """
+
+    def __init__(self, V):
+        super().__init__()
+        self.V, self.seen, self.most = V, [], 0
+
+    def note(self, tensor):
+        if tensor.shape[-1:] == (self.V,):
+            self.seen = [known for known in self.seen if known() is not None]
+            self.seen.append(weakref.ref(tensor))
+            memory = [known().untyped_storage() for known in self.seen]
+            memory = {part.data_ptr(): part.nbytes() for part in memory}  # views count once
+            self.most = max(self.most, sum(memory.values()))
+        return tensor
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tensors_in(result):
+            self.note(tensor)
+        return result
+
+
+def expect_gradients(model, right, mistakes=None, otherwise="It differs from the plain step's."):
+    """Mistake unless the gradients of all parameters are those in `right`, {name: gradient}.
+
+    `mistakes` maps a message to a function that makes the wrong gradient from a name.
+    """
+    for name, parameter in reversed(list(model.named_parameters())):  # the way backward goes
+        if parameter.grad is None:
+            raise Mistake(
+                f"`{name}` has no gradient. "
+                + (
+                    "Is `backward()` called on each text's loss?"
+                    if name.startswith("unembed")
+                    else "Where the graph is cut the way back ends: what has gathered at the cut "
+                    "must be handed on by a `backward` of its own."
+                )
+            )
+        size = right[name].abs().max()
+        expect(
+            parameter.grad / size,
+            right[name] / size,
+            {message: wrong(name) / size for message, wrong in (mistakes or {}).items()},
+            f"The gradient of `{name}` is not right. {otherwise}",
+        )
+
+
+@exercise
+def row_by_row_step(step):
+    """step(model, ids [B, T], targets [B, T]) -> mean loss; see notebook 4."""
+
+    def run(model, ids, targets):
+        return call(step, model, ids, targets)
+
+    yield "one text: the loss"
+    model, (ids, targets) = small_gpt2(tie=False), ids_and_targets(1, 5)  # [B=1, T=5]
+    loss, gradients = plain_step(model, ids, targets)
+    expect_number(
+        run(model, ids, targets),
+        loss,
+        {
+            "This is the sum over the places: take their mean.": 5 * loss,
+            "The mean is divided by T a second time.": loss / 5,
+        },
+        "With one text it should be F.cross_entropy of all its places. Is `ln_f` there?",
+        tolerance=1e-4,
+    )
+
+    yield "one text: the gradients, from the exit to the entrance"
+    expect_gradients(model, gradients)
+
+    yield "three texts: the loss"
+    model, (ids, targets) = small_gpt2(tie=False), ids_and_targets(3, 5)  # [B=3, T=5]
+    loss, gradients = plain_step(model, ids, targets)
+    last_loss, last = plain_step(model, ids[-1:], targets[-1:])
+    first_loss, first = plain_step(model, ids[:1], targets[:1])
+    expect_number(
+        run(model, ids, targets),
+        loss,
+        {
+            "This is the sum of the texts' losses; return their mean.": 3 * loss,
+            "The mean is divided by B a second time.": loss / 3,
+            "This is the loss of the last text only.": last_loss,
+            "This is a third of the loss of the last text.": last_loss / 3,
+            "This is the loss of the first text only. Is the `return` inside the loop?": first_loss,
+            "This is a third of the loss of the first text. Is the `return` inside the loop?": (
+                first_loss / 3
+            ),
+        },
+        "It should be the mean of the three texts' losses.",
+        tolerance=1e-4,
+    )
+
+    yield "three texts: the gradients"
+    expect_gradients(
+        model,
+        gradients,
+        {
+            "The gradients are B times too large: they are those of a sum of losses, not of their "
+            "mean.": lambda name: 3 * gradients[name],
+            "The gradients are divided by B twice.": lambda name: gradients[name] / 3,
+            "Only the last text has left a gradient. Does each add its own, or replace it?": (
+                lambda name: last[name] / 3
+            ),
+            "This is the gradient of the last text alone.": lambda name: last[name],
+            "Only the first text has left a gradient.": lambda name: first[name] / 3,
+            "This is the gradient of the first text alone.": lambda name: first[name],
+        },
+        "Each text adds its share, divided by B; does each hand its own part on to the blocks?",
+    )
+
+    yield "the shared table learns from both uses"
+    model = small_gpt2(tie=True)
+    apart = small_gpt2(tie=False)
+    with torch.no_grad():
+        for name, parameter in apart.named_parameters():
+            source = "wte.weight" if name == "unembed.weight" else name
+            parameter.copy_(model.get_parameter(source))
+    uses = plain_step(apart, ids, targets)[1]
+    run(model, ids, targets)
+    expect_gradients(
+        model,
+        plain_step(model, ids, targets)[1],
+        {
+            "Only its use at the entrance counts.": lambda name: uses[name],
+            "Only its use at the exit counts: what the blocks hand on replaces it, or never "
+            "arrives.": lambda name: uses["unembed.weight" if name == "wte.weight" else name],
+        },
+    )
+
+    yield "the blocks run once, on all texts, forwards and backwards"
+    forwards, backwards = [], []
+
+    def watch(block, given, made):
+        forwards.append(len(given[0]))
+        if made.requires_grad:
+            made.register_hook(lambda gradient: backwards.append(1))
+
+    model = small_gpt2(tie=True)
+    hook = model.blocks[0].register_forward_hook(watch)
+    run(model, ids, targets)
+    hook.remove()
+    if forwards != [3]:
+        raise Mistake(
+            f"The first block ran {len(forwards)} times, on {sum(forwards)} texts in all: it "
+            "should run once, on the whole batch. Only the unembedding goes text by text."
+        )
+    if len(backwards) != 1:
+        raise Mistake(
+            f"The backward pass goes through the blocks {len(backwards)} times. Cut the graph in "
+            "front of the unembedding, let the gradient gather there, and go through the blocks "
+            "once, at the end."
+        )
+
+    yield "the logits of one text at a time"
+    most = []
+    for B in (2, 6):
+        with TensorsAlive(V=101) as alive, saved_tensors_hooks(alive.note, lambda kept: kept):
+            run(small_gpt2(tie=True), *ids_and_targets(B, 16))  # [B, T=16]
+        most.append(alive.most)
+    if most[1] > 1.5 * most[0]:
+        raise Mistake(
+            f"Six texts keep {most[1] / most[0]:.1f} times as many numbers of width V as two: the "
+            "memory still grows with B. Does each text's `backward()` run before the next text's "
+            "logits are made, and does nothing hold on to the old ones (a list, a sum of losses)?"
+        )
+
+    yield "gradients are added to those already there"
+    model, (ids, targets) = small_gpt2(tie=False), ids_and_targets(2, 5)
+    gradients = plain_step(model, ids, targets)[1]
+    for _ in range(2):
+        run(model, ids, targets)
+    expect_gradients(
+        model,
+        {name: 2 * gradient for name, gradient in gradients.items()},
+        {
+            "A second call clears, or replaces, what the first one has left. `backward()` adds, "
+            "and so should this.": lambda name: gradients[name]
+        },
     )
 
 

@@ -3,6 +3,8 @@
 import importlib
 import inspect
 import re
+import signal
+import statistics
 import time
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from answers import RIGHT, WRONG
 from torch import nn
 
 import exercise_checks as check
+from gpt2_helpers import GPT2Config
 
 for path in sorted(Path(__file__).parent.glob("answers_*.py")):
     importlib.import_module(path.stem)
@@ -100,6 +103,31 @@ def test_raises(ask, answer, capsys):
     assert 'in the line `raise ZeroDivisionError("division by zero")`' in text
 
 
+def test_the_line_shown_is_the_readers_own(capsys):
+    """Not one of Python's library, of torch, or of the helper."""
+
+    def library(*given):
+        return statistics.mean([])
+
+    def package(*given):
+        return torch.nn.functional.one_hot(given[0], num_classes="many")
+
+    def helper(*given):
+        return GPT2Config(n_embd=-1)
+
+    for clumsy in (library, package, helper):
+        line = inspect.getsource(clumsy).splitlines()[1].strip()
+        assert f"in the line `{line}`" in verdict(check.attention_with_loops, capsys, clumsy)
+
+
+def test_a_limit_within_a_limit():
+    """The outer one ends first: it must not look like an interrupt by hand."""
+    with pytest.raises(check.OutOfTime), check.time_limit(0.1), check.time_limit(5):
+        while True:
+            time.sleep(0.001)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 @every_function
 @pytest.mark.parametrize("stubborn", [False, True])
 def test_never_returns(ask, answer, stubborn, capsys, monkeypatch):
@@ -152,7 +180,7 @@ def changed(result, change):
 
 GIVES_TENSORS = [case for case in FUNCTIONS.items() if case[0].__name__ in (
     "mended_embedding", "attention_with_loops", "mended_attention", "attention_with_a_cache",
-    "root_mean_square_norm", "post_norm_block")]  # fmt: skip
+    "root_mean_square_norm", "post_norm_block", "next_token_loss")]  # fmt: skip
 every_tensor = pytest.mark.parametrize("ask, answer", GIVES_TENSORS, ids=label)
 
 
