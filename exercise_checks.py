@@ -102,14 +102,12 @@ def exercise(mechanisms):
 
     @functools.wraps(mechanisms)
     def check(*answers):
-        passed, current = [], None
-        problem = None
+        tried, problem = [], None
         try:
             if any(answer is None or answer is ... for answer in answers):
                 raise NotAttempted("replace `None` by your answer")
             for name in mechanisms(*answers):
-                passed += [current] if current else []
-                current = name
+                tried.append(name)
         except NotAttempted as reason:
             print(f"{mechanisms.__name__}: not attempted yet; {reason}, and run the cell again.")
             return
@@ -120,15 +118,10 @@ def exercise(mechanisms):
                 f"The check cannot work with what you return ({type(error).__name__}: {error}). "
                 "Is it of the kind that the exercise asks for?"
             )
-        else:
-            passed.append(current)
         print(f"{mechanisms.__name__}:")
-        for name in passed:
+        for name in tried if problem is None else tried[:-1]:
             print(f"  ✓ {name}")
-        if problem is None:
-            print("Solved.")
-        else:
-            print(f"  ✗ {current}\n    {problem}")
+        print("Solved." if problem is None else f"  ✗ {tried[-1]}\n    {problem}")
 
     return check
 
