@@ -5,6 +5,7 @@ that is checked was made in this run. The solutions are only looked at: nbval ru
 in them is drawn or timed anew. Pictures of the pages go to screenshots/jupyterlab/.
 """
 
+import itertools
 import os
 import re
 import shutil
@@ -60,6 +61,7 @@ FORMULAS = """() => {
     wrong: [...cell.querySelectorAll(wrong)].map(node => node.textContent),
   }));
 }"""
+SIZES = "view => [view.clientHeight, view.scrollHeight]"
 LINKS = """async () => {
   const links = [...document.querySelectorAll('.jp-NotebookPanel .jp-RenderedMarkdown a[href]')];
   const dead = [];
@@ -144,11 +146,14 @@ def take_pictures(page, folder):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     view = page.locator(".jp-NotebookPanel .jp-WindowedPanel-outer")
-    step, height = view.evaluate("view => [view.clientHeight, view.scrollHeight]")
-    for number, top in enumerate(range(0, height, step), start=1):
-        view.evaluate(f"view => view.scrollTop = {top}")
+    step, height = view.evaluate(SIZES)
+    for number in itertools.count():
+        if number * step >= height:
+            return
+        view.evaluate(f"view => view.scrollTop = {number * step}")
         page.wait_for_timeout(150)
-        view.screenshot(path=folder / f"page_{number:02d}.png")
+        view.screenshot(path=folder / f"page_{number + 1:02d}.png")
+        step, height = view.evaluate(SIZES)  # it grows while cells come into view
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
