@@ -178,10 +178,17 @@ def tensors_in(value):
     return []
 
 
-def shapes(inputs):
-    """The shapes of the tensors among the inputs; weights are left out."""
-    data = [tensor for tensor in tensors_in(inputs) if not isinstance(tensor, nn.Parameter)]
-    return ", ".join(str(list(tensor.shape)) for tensor in data)
+def described(inputs):
+    """The inputs of a call in words: shapes of tensors, plain numbers, the kind of all else."""
+    parts = []
+    for value in inputs:
+        if isinstance(value, torch.Tensor):
+            parts.append(f"a tensor {list(value.shape)}")
+        elif isinstance(value, (int, float, type(None))):
+            parts.append(f"{value}")
+        else:
+            parts.append(f"a {type(value).__name__}")
+    return ", ".join(parts)
 
 
 def call(function, *inputs, may_change=False):
@@ -229,7 +236,7 @@ def what_was_raised(error, inputs):
         message += f"\n    in the line `{[line for line in lines if line][-1]}`"
     elif not theirs and isinstance(error, TypeError):
         message += "\n    Does it take the arguments that the exercise names, in their order?"
-    return message + (f"\n    when called with tensors {shapes(inputs)}." if shapes(inputs) else "")
+    return message + (f"\n    when called with {described(inputs)}." if inputs else "")
 
 
 def a_kind(value):
@@ -303,7 +310,7 @@ def expect_number(got, right, mistakes, otherwise, tolerance=0.01):
     for message, wrong in mistakes.items():
         if math.isclose(got, wrong, rel_tol=tolerance):
             raise Mistake(message)
-    raise Mistake(f"{got:,g} is not it. {otherwise}")
+    raise Mistake(f"{got:,.10g} is not it. {otherwise}")
 
 
 def noise(*shape, seed=0):
@@ -654,11 +661,15 @@ def weights_of_another_query(weights):
             "Too sharp: divide the scores by the square root of D before the softmax.": F.softmax(
                 scores, dim=0
             ),
-            "Too even: divide by the square root of D, not by D.": F.softmax(scores / 4, dim=0),
+            "Too even. Is a score the query's number times the label's, and is it divided by the "
+            "square root of D, not by D?": F.softmax(scores / 4, dim=0),
+            "The words stand in another order: mule, bridge, was, tired.": right[[1, 0, 2, 3]],
+            "The words stand in another order: mule first, then bridge.": right[[0, 2, 1, 3]],
+            "The words stand in another order: mule first, tired last.": right[[0, 2, 3, 1]],
         },
         "Multiply the new query with the label (key) of each word, place by place, and add up: "
         "who is built? Words with equal scores get equal weights.",
-        tolerance=0.01,
+        tolerance=0.012,
     )
 
 
@@ -732,7 +743,8 @@ def attention_with_loops(attend):
             "The weights do not sum to 1: divide by the sum of the exponentials.": v.cumsum(1),
         },
         "All scores are 0 here, so each output is the mean of the values up to its position. "
-        "Is the sum in the softmax taken over the keys, and do all visible keys take part?",
+        "Is the sum in the softmax taken over the keys, do all visible keys take part, and is each "
+        "weight times its own value added up? (The axes are [H, T, D].)",
     )
 
     yield "the scale of the scores"
@@ -750,6 +762,10 @@ def attention_with_loops(attend):
             )
             @ v,
             "The scores are multiplied by the square root of D.": masked_softmax(scores * 3) @ v,
+            "The scores are divided by 8, the square root of the notebook's D; here D is another: "
+            "`q.shape[-1]`.": masked_softmax(scores / 8) @ v,
+            "The scores are divided by 2, as in the example by hand; here D is another: "
+            "`q.shape[-1]`.": masked_softmax(scores / 2) @ v,
             "Query and key are swapped: the token that asks brings the query.": masked_softmax(
                 scores.transpose(-2, -1) / 3
             )
@@ -788,12 +804,16 @@ def attention_layer(E=12, H=3, seed=0):
 def mended_attention(attend):
     """attend(X, qkv, proj, H): [B, T, E] -> [B, T, E], the notebook's suspect without its fault."""
 
-    def heads_of(layer, X, causal=True):
+    def heads_of(layer, X, causal=True, cut_wrong=""):
         """The heads' outputs [B, H, T, D] of a layer whose `proj` is yet to come."""
-        q, k, v = (
-            M.unflatten(-1, (layer.n_head, -1)).transpose(1, 2) for M in layer.qkv(X).chunk(3, -1)
-        )  # [B, H, T, D]
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        parts = dict(zip("qkv", layer.qkv(X).chunk(3, -1), strict=True))  # [B, T, E] each
+        cut = {
+            name: M.reshape(len(M), layer.n_head, M.shape[1], -1)
+            if name in cut_wrong
+            else M.unflatten(-1, (layer.n_head, -1)).transpose(1, 2)
+            for name, M in parts.items()
+        }  # [B, H, T, D] each
+        return F.scaled_dot_product_attention(*cut.values(), is_causal=causal)
 
     yield "one head: nothing to cut"
     one, X = attention_layer(E=8, H=1), noise(2, 5, 8, seed=1)  # [B=2, T=5, E=8]
@@ -805,6 +825,10 @@ def mended_attention(attend):
                 heads_of(one, X, causal=False)[:, 0]
             ),
             "The last layer, `proj`, is missing.": heads_of(one, X)[:, 0],
+            "Each position hears only itself. The product of q and k goes over the last two axes, "
+            "so they must be [T, D]; are the heads still behind the tokens, [B, T, H, D]?": (
+                one.proj(one.qkv(X).chunk(3, -1)[2])
+            ),
         },
         "With one head the suspect is right, and yours is not: what else did you change?",
     )
@@ -812,13 +836,20 @@ def mended_attention(attend):
     yield "no position listens to a later one"
     layer, X = attention_layer(), noise(1, 5, 12, seed=2)  # [B=1, T=5, E=12], H=3
     got = call(attend, X, layer.qkv, layer.proj, 3)
-    if isinstance(got, torch.Tensor) and same(
-        got, layer.proj(heads_of(layer, X).reshape(1, 5, 12))
-    ):
+    expect_kind(got, X)
+    if same(got, layer.proj(heads_of(layer, X).reshape(1, 5, 12))):
         raise Mistake(
             "The heads are merged without a transpose: [B, H, T, D] must become [B, T, H, D] "
             "before its last two axes can become E."
         )
+    for cut_wrong in ["q", "k", "v", "qk", "qv", "kv", "qkv"]:
+        if same(
+            got, layer.proj(heads_of(layer, X, cut_wrong=cut_wrong).transpose(1, 2).flatten(2))
+        ):
+            raise Mistake(
+                f"Still cut in the suspect's way: {', '.join(cut_wrong)}. `reshape` (or `view`) "
+                "keeps all numbers in their order; which of them land in head 0 that way?"
+            )
     expect_causal(attend, X, layer.qkv, layer.proj, 3)
 
     yield "head h owns the columns from h D to (h + 1) D - 1"
@@ -842,13 +873,13 @@ def mended_attention(attend):
 @exercise
 def attention_with_a_cache(attend_next):
     """attend_next(x, cache, attention) -> (output [B, 1, E], (k, v)); see notebook 2."""
-    layer, X = attention_layer(), noise(2, 5, 12, seed=4)  # [B=2, T=5, E=12], H=3, D=4
+    layer, X = attention_layer(E=18), noise(2, 5, 18, seed=4)  # [B=2, T=5, E=18], H=3, D=6
     right = layer(X).detach()
-    keys, values = (
-        M.view(2, 5, 3, 4).transpose(1, 2).detach() for M in layer.qkv(X).split(12, dim=-1)[1:]
+    queries, keys, values = (
+        M.unflatten(-1, (3, 6)).transpose(1, 2).detach() for M in layer.qkv(X).chunk(3, dim=-1)
     )  # [B, H, T, D]
 
-    def step(t, cache):
+    def step(t, cache, X=X):
         tokens = []
         hook = layer.qkv.register_forward_hook(
             lambda module, given, made: tokens.append(given[0].shape[-2])
@@ -874,49 +905,81 @@ def attention_with_a_cache(attend_next):
     expect(
         output,
         right[:, :1],
-        {"The last layer, `proj`, is missing.": values[:, :, 0].reshape(2, 1, 12)},
-        "The first token can hear only itself: its value, through `proj`.",
+        {"The last layer, `proj`, is missing.": values[:, :, 0].reshape(2, 1, 18)},
+        "The first token can hear only itself: its value, through `proj`. Is `qkv`'s result split "
+        "into q, k and v in this order?",
     )
 
     yield "the cache holds keys and values, [B, H, 1, D]"
-    key, value = cache
-    expect(
-        key,
-        keys[:, :, :1],
-        {
-            "Keys and values are swapped.": values[:, :, :1],
-            "Keep k with its heads in front, [B, H, t, D].": keys[:, :, :1].transpose(1, 2),
-        },
-    )
-    expect(value, values[:, :, :1])
+    for what, now, old, other in [("k", cache[0], keys, values), ("v", cache[1], values, keys)]:
+        expect(
+            now,
+            old[:, :, :1],
+            {
+                f"The place of {what} in the cache holds the other one of k and v.": other[
+                    :, :, :1
+                ],
+                f"The place of {what} in the cache holds the query.": queries[:, :, :1],
+                f"Keep {what} with its heads in front, [B, H, t, D].": old[:, :, :1].transpose(
+                    1, 2
+                ),
+            },
+            f"The {what} in the cache is another than that of the token. Its shape should be "
+            "[B, H, 1, D], with H = `attention.n_head`.",
+        )
 
     yield "the second token hears the first and itself"
-    output, grown = step(1, (key, value))
-    v0 = layer.proj(values[:, :, 0].reshape(2, 1, 12))
-    v1 = layer.proj(values[:, :, 1].reshape(2, 1, 12))
+    output, grown = step(1, cache)
+
+    def hears(keys, values, scale=6**-0.5):
+        """The second token's output [B, 1, E], from [B, H, tokens, D]."""
+        heads = F.scaled_dot_product_attention(queries[:, :, 1:2], keys, values, scale=scale)
+        return layer.proj(heads.transpose(1, 2).flatten(2))
+
+    k, v = keys[:, :, :2], values[:, :, :2]
+    no_scale = "The scores are not divided by the square root of D."
     expect(
         output,
         right[:, 1:2],
         {
-            "It hears the first token only. `is_causal=True` lines up the first query with the "
-            "first key; a single query at the end needs no mask at all.": v0,
-            "It hears itself only: the keys and values of the cache take no part.": v1,
+            "It hears the first token only. Are the new key and value joined before you attend? "
+            "And is a single query at the end in need of a mask (`is_causal=True` lines up the "
+            "first query with the first key)?": hears(k[:, :, :1], v[:, :, :1]),
+            "It hears itself only: the keys and values of the cache take no part.": hears(
+                k[:, :, 1:], v[:, :, 1:]
+            ),
+            "The values that are joined are not those of the cache: its second part is v.": hears(
+                k, torch.cat([k[:, :, :1], v[:, :, 1:]], dim=2)
+            ),
+            "Keys and values are joined in different orders: each key needs its own value.": hears(
+                k, v.flip(2)
+            ),
+            no_scale: hears(k, v, 1.0),
+            "The scores are divided by D; it should be its square root.": hears(k, v, 1 / 6),
+            "The scores are divided by the square root of E; a head is D wide.": hears(
+                k, v, 18**-0.5
+            ),
+            "The scores are divided by 8, the square root of the notebook's D; here D is "
+            "E / H of the layer that is given.": hears(k, v, 1 / 8),
         },
-        "The new query should meet the old keys and its own, and nothing else.",
+        "The new query should meet the old keys and its own, each with its value. Are k and v "
+        "joined alike, along dim=2, and does the softmax run over the keys?",
     )
 
     yield "the cache grows by one"
     for now, old in zip(grown, (keys, values), strict=True):
-        expect_kind(now, old)
         expect(
-            now.sort(dim=2).values,  # attention does not mind in which order they stand
-            old[:, :, :2].sort(dim=2).values,
+            now,
+            old[:, :, :2],
             {
                 "The new cache holds the new token only.": old[:, :, 1:2],
                 "The new cache is the old one: the new token is missing.": old[:, :, :1],
+                "The new token stands in front of the old ones; it should come last.": old[
+                    :, :, :2
+                ].flip(2),
             },
-            "The new cache should be the old keys and values with the new ones, joined along the "
-            "axis of the tokens, dim=2.",
+            "The new cache should be the old keys and values and behind them the new ones, joined "
+            "along the axis of the tokens, dim=2.",
         )
 
     yield "five tokens, one after the other, equal all five at once"
@@ -928,6 +991,20 @@ def attention_with_a_cache(attend_next):
         torch.cat(outputs, dim=1),
         right,
         otherwise="The first two tokens are right, a later one is not: what is lost on the way?",
+    )
+
+    yield "two texts in turn, each with its own cache"
+    other = noise(2, 3, 18, seed=5)  # [B=2, T=3, E=18]
+    caches, outputs = {0: None, 1: None}, []
+    for t in range(3):
+        for n, text in enumerate((X, other)):
+            output, caches[n] = step(t, caches[n], text)
+        outputs.append(output.detach())
+    expect(
+        torch.cat(outputs, dim=1),
+        layer(other),
+        otherwise="The output does not follow from the cache that is passed in. Is one kept "
+        "somewhere else, outside the function?",
     )
 
 

@@ -18,7 +18,11 @@ wrong(check.weights_of_another_query, "They sum to 10.40")([1, 7.4, 1, 1])
 wrong(check.weights_of_another_query, "divide the scores by the square root of D")(
     [0.017, 0.948, 0.017, 0.017]
 )
-wrong(check.weights_of_another_query, "not by D")([0.175, 0.475, 0.175, 0.175])
+wrong(check.weights_of_another_query, "another order: mule, bridge")([0.71, 0.1, 0.1, 0.1])
+right(check.weights_of_another_query)([0.1, 0.7, 0.1, 0.1])
+wrong(check.weights_of_another_query, "the query's number times the label's")(
+    [0.175, 0.475, 0.175, 0.175]
+)
 wrong(check.weights_of_another_query, "who is built?")([0.61, 0.08, 0.08, 0.22])
 wrong(check.weights_of_another_query, "a list of four weights")(0.71)
 wrong(check.weights_of_another_query, "a plain number")(["a", "b", "c", "d"])
@@ -90,6 +94,12 @@ wrong(check.attention_with_loops, "multiplied by the square root of D")(
 )
 wrong(check.attention_with_loops, "from the width of all heads together")(
     lambda q, k, v: loops(q, k, v, scale=(q.shape[0] * q.shape[-1]) ** -0.5)
+)
+wrong(check.attention_with_loops, "the notebook's D; here D is another")(
+    lambda q, k, v: loops(q, k, v, scale=1 / 8)
+)
+wrong(check.attention_with_loops, "as in the example by hand")(
+    lambda q, k, v: loops(q, k, v, scale=1 / 2)
 )
 wrong(check.attention_with_loops, "Query and key are swapped")(lambda q, k, v: loops(k, q, v))
 wrong(check.attention_with_loops, "You return the key")(lambda q, k, v: loops(q, v, k))
@@ -169,10 +179,18 @@ wrong(check.mended_attention, "`proj`, is missing")(
 wrong(check.mended_attention, "merged without a transpose")(
     lambda X, *rest: layer(X, *rest, merge=lambda heads: heads.reshape(X.shape))
 )
-wrong(check.mended_attention, "a later one")(
+wrong(check.mended_attention, "Still cut in the suspect's way: q, k, v.")(
     lambda X, qkv, proj, H: layer(X, qkv, proj, H, cut=lambda M, name: wrong_cut(M, H))
 )
-wrong(check.mended_attention, "a later one")(  # q is mended, k and v are not
+wrong(check.mended_attention, "a later one")(  # no mask where there are several heads
+    lambda X, qkv, proj, H: layer(X, qkv, proj, H, causal=H == 1)
+)
+wrong(check.mended_attention, "are the heads still behind the tokens, [B, T, H, D]?")(
+    lambda X, qkv, proj, H: layer(
+        X, qkv, proj, H, cut=lambda M, name: M.unflatten(-1, (H, -1)), causal=False
+    )
+)
+wrong(check.mended_attention, "Still cut in the suspect's way: k, v.")(  # q is mended
     lambda X, qkv, proj, H: layer(
         X,
         qkv,
@@ -217,10 +235,10 @@ def step(x, cache, attention, causal=False, keep=None, use=True, proj=True):
 
 
 @right(check.attention_with_a_cache)
-def newest_first_and_by_hand(x, cache, attention):
+def by_hand(x, cache, attention):
     _, (k, v) = step(x, None, attention)
     if cache is not None:
-        k, v = torch.cat([k, cache[0]], dim=2), torch.cat([v, cache[1]], dim=2)
+        k, v = torch.cat([cache[0], k], dim=2), torch.cat([cache[1], v], dim=2)
     q = attention.qkv(x)[..., : x.shape[-1]].unflatten(-1, (attention.n_head, -1))  # [B, 1, H, D]
     weights = torch.einsum("bohd,bhud->bhu", q, k).div(q.shape[-1] ** 0.5).softmax(-1)
     out = torch.einsum("bhu,bhud->bhd", weights, v).flatten(1)[:, None]
@@ -238,7 +256,7 @@ wrong(check.attention_with_a_cache, "holds the new token only")(
 wrong(check.attention_with_a_cache, "the new token is missing")(
     lambda *given: step(*given, keep=lambda old, new, both: old or new)
 )
-wrong(check.attention_with_a_cache, "Keys and values are swapped")(
+wrong(check.attention_with_a_cache, "holds the other one of k and v")(
     lambda *given: step(*given, keep=lambda old, new, both: both[::-1])
 )
 wrong(check.attention_with_a_cache, "`proj`, is missing")(lambda *given: step(*given, proj=False))
@@ -260,6 +278,46 @@ def computes_everything_again(x, cache, attention):
     return step(torch.cat([x, x], dim=1)[:, :2].mean(1, keepdim=True), cache, attention) if (
         attention.qkv(torch.cat([x, x], dim=1)) is None
     ) else step(x, cache, attention)  # fmt: skip
+
+
+wrong(check.attention_with_a_cache, "it should come last")(
+    lambda *given: step(*given, keep=lambda old, new, both: [part.flip(2) for part in both])
+)
+
+
+def attends(order=lambda v: v, scale=None, other=0):
+    """The second token by hand, with switches; the first and the cache as they should be."""
+
+    def answer(x, cache, attention):
+        output, kept = step(x, cache, attention)
+        if cache is not None:
+            q = attention.qkv(x)[..., : x.shape[-1]].unflatten(-1, (attention.n_head, -1))
+            v = torch.cat([cache[other], kept[1][:, :, -1:]], dim=2)
+            q, v = q.transpose(1, 2), order(v)
+            heads = F.scaled_dot_product_attention(q, kept[0], v, scale=scale)
+            output = attention.proj(heads.transpose(1, 2).flatten(2))
+        return output, kept
+
+    return answer
+
+
+right(check.attention_with_a_cache)(attends(other=1))
+wrong(check.attention_with_a_cache, "its second part is v")(attends())
+wrong(check.attention_with_a_cache, "joined in different orders")(
+    attends(order=lambda v: v.flip(2), other=1)
+)
+wrong(check.attention_with_a_cache, "not divided by the square root of D")(
+    attends(scale=1.0, other=1)
+)
+wrong(check.attention_with_a_cache, "divided by D; it should")(attends(scale=1 / 6, other=1))
+wrong(check.attention_with_a_cache, "square root of E")(attends(scale=18**-0.5, other=1))
+wrong(check.attention_with_a_cache, "the notebook's D")(attends(scale=1 / 8, other=1))
+
+
+@wrong(check.attention_with_a_cache, "Is one kept somewhere else")
+def keeps_its_own(x, cache, attention, own={}):  # noqa: B006
+    output, own["cache"] = step(x, own.get("cache") if cache is not None else None, attention)
+    return output, own["cache"]
 
 
 @wrong(check.attention_with_a_cache, "changes its input")
