@@ -157,6 +157,48 @@ wrong(check.flops_by_hooks, "The embedding is counted. It looks up rows")(
         flops=lambda layer, X, Y: 2 * Y[..., 0].numel() * layer.weight.numel(),
     )
 )
+wrong(check.flops_by_hooks, "every run counts twice")(
+    switched(modules=lambda model: [m for _, m in model.named_modules(remove_duplicate=False)])
+)
+wrong(check.flops_by_hooks, "Every number of the input is counted as a token")(
+    switched(flops=lambda layer, X, Y: 2 * X.numel() * layer.weight.numel())
+)
+wrong(check.flops_by_hooks, "in no Linear layer")(
+    lambda model, *inputs: (
+        count_flops(model, *inputs)
+        + sum(490 * 2 for m in model.modules() if isinstance(m, check.Scores))
+    )
+)
+wrong(check.flops_by_hooks, "does the model run twice, or")(
+    lambda model, *inputs: 2 * count_flops(model, *inputs)
+)
+
+
+@wrong(check.flops_by_hooks, "The model runs 2 times in one call")
+def warms_up(model, *inputs):
+    if isinstance(model, check.Kept):
+        model(*inputs)
+    return count_flops(model, *inputs)
+
+
+@wrong(check.flops_by_hooks, "let yours return nothing")
+def a_hook_that_returns(model, *inputs):
+    layer = next(m for m in model.modules() if isinstance(m, nn.Linear))
+    hook = layer.register_forward_hook(lambda module, given, made: 0 * made)
+    try:
+        return count_flops(model, *inputs)
+    finally:
+        hook.remove()
+
+
+@wrong(check.flops_by_hooks, "or raises another in its")
+def another_error(model, *inputs):
+    try:
+        return count_flops(model, *inputs)
+    except ValueError:
+        raise RuntimeError("the model failed") from None
+
+
 wrong(check.flops_by_hooks, "takes 2 positional arguments but 3 were given")(
     lambda model, X: count_flops(model, X)
 )
@@ -213,6 +255,22 @@ def without_attention(config, B, T):
     return B * forward_flops(config, 1, T) - 4 * config.n_layer * B * T * T * config.n_embd
 
 
+wrong(check.mended_mfu, "The masked half of attention is left out")(
+    working(
+        lambda config, B, T: (
+            forward_flops(config, B, T) - 2 * config.n_layer * B * T * T * config.n_embd
+        )
+    )
+)
+wrong(check.mended_mfu, "It is rounded")(
+    lambda *given: given[-1] and round(forward_flops(*given[:3]) / given[3] / given[4], 2)
+)
+wrong(check.mended_mfu, "That divides by 312e12")(
+    lambda *given: given[-1] and forward_flops(*given[:3]) / given[3] / 312e12
+)
+wrong(check.mended_mfu, "Use the T that is given")(
+    working(lambda config, B, T: forward_flops(config, B, 1024))
+)
 wrong(check.mended_mfu, "As the suspect")(
     working(lambda config, B, T: forward_flops(config, 1, B * T))
 )
@@ -292,19 +350,54 @@ wrong(check.crossing_the_ridge, "only one is counted")(
 )
 wrong(check.crossing_the_ridge, "one byte for each number")(switched_crossing(bits=1))
 wrong(check.crossing_the_ridge, "As in float32")(switched_crossing(bits=4))
-wrong(check.crossing_the_ridge, "768 inputs and 3072 outputs")(
+wrong(check.crossing_the_ridge, "(n_in = 768, n_out = 3072, ridge = 200, bytes_per_number = 4)")(
     switched_crossing(moved=lambda n_in, n_out: 2 * n_in)
 )
+
+
+@wrong(check.crossing_the_ridge, "The bias is counted")
+def with_the_bias(n_in, n_out, ridge, size):
+    left = 2 * n_in * n_out - ridge * size * (n_in + n_out)
+    return ridge * size * (n_in * n_out + n_out) / left if left > 0 else math.inf
+
+
+def guarded(guard):
+    """The right formula with a limit of its own."""
+    return lambda n_in, n_out, ridge, size: (
+        math.inf if ridge >= guard(n_in, n_out, size) else crossing(n_in, n_out, ridge, size)
+    )
+
+
+wrong(check.crossing_the_ridge, "You return infinity, and this layer does reach")(
+    guarded(lambda n_in, n_out, size: 256)
+)
+wrong(check.crossing_the_ridge, "You return infinity, and this layer does reach")(
+    guarded(lambda n_in, n_out, size: 2 * n_in * n_out / (n_in + n_out) / 4)
+)
+wrong(check.crossing_the_ridge, "You return infinity, and this layer does reach")(
+    lambda n_in, n_out, ridge, size: crossing(n_in, n_out, ridge, 8 * size)  # bits
+)
+for limit in (lambda a, b, size: (a + b) / 2 / size, lambda a, b, size: max(a, b) / size):
+    wrong(check.crossing_the_ridge, "stays under 320")(
+        lambda *given, limit=limit: (
+            math.inf
+            if given[2] >= limit(*given[:2], given[3])
+            else abs(crossing(*given, limit=False))
+        )
+    )
+wrong(check.crossing_the_ridge, "the answer is infinity")(
+    lambda *given: crossing(*given) if crossing(*given) < math.inf else None
+)
 wrong(check.crossing_the_ridge, "cannot be negative")(switched_crossing(limit=False))
-wrong(check.crossing_the_ridge, "stays under 256, however many")(
+wrong(check.crossing_the_ridge, "stays under 600, however many")(
     lambda *given: crossing(*given) if crossing(*given) < math.inf else 10**6
 )
-wrong(check.crossing_the_ridge, "Your code raised ZeroDivisionError")(
-    lambda *given: crossing(*given, limit=False) if given[2] < 600 else math.inf
+wrong(check.crossing_the_ridge, "when called with 1024, 1024, 256, 4")(
+    lambda *given: crossing(*given, limit=False) if given[2] < 300 else crossing(*given)
 )
-wrong(check.crossing_the_ridge, "comes ever closer to 256, and stays under it")(
+wrong(check.crossing_the_ridge, "stays under 256, however many")(
     lambda *given: crossing(*given) if given[2] != 256 else 0.0
 )
-wrong(check.crossing_the_ridge, "the layer gets there late")(
+wrong(check.crossing_the_ridge, "At 4,096.00 tokens the layer has")(
     lambda *given: min(crossing(*given), 4096) if crossing(*given) < math.inf else math.inf
 )
