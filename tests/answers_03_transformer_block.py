@@ -16,7 +16,9 @@ right(check.parameters_of_an_xl_block)(np.float64(12 * 1600**2 + 13 * 1600))
 wrong(check.parameters_of_an_xl_block, "biases and the LayerNorms are missing")(12 * 1600**2)
 wrong(check.parameters_of_an_xl_block, "The LayerNorms are missing")(12 * 1600**2 + 9 * 1600)
 wrong(check.parameters_of_an_xl_block, "biases of the four linear layers")(12 * 1600**2 + 6400)
-wrong(check.parameters_of_an_xl_block, "each has a gain and a bias")(12 * 1600**2 + 11 * 1600)
+wrong(check.parameters_of_an_xl_block, "Has each of the two LayerNorms a gain and a bias")(
+    12 * 1600**2 + 11 * 1600
+)
 wrong(check.parameters_of_an_xl_block, "one number for each output")(12 * 1600**2 + 8 * 1600)
 wrong(check.parameters_of_an_xl_block, "This is all 48 blocks")(1_475_558_400)
 wrong(check.parameters_of_an_xl_block, "And it is all 48 blocks")(48 * 12 * 1600**2)
@@ -24,7 +26,8 @@ wrong(check.parameters_of_an_xl_block, "the block of GPT-2 small.")(7_087_872)
 wrong(check.parameters_of_an_xl_block, "grow with E times E")(14_766_400)
 wrong(check.parameters_of_an_xl_block, "not everything grows")(round(7_087_872 * (1600 / 768) ** 2))
 wrong(check.parameters_of_an_xl_block, "not in millions")(30.7408)
-wrong(check.parameters_of_an_xl_block, "row by row")(30_740_000)
+wrong(check.parameters_of_an_xl_block, "Rounded. The question")(30_740_000)
+wrong(check.parameters_of_an_xl_block, "row by row")(30_740_801)
 
 # ------------------------------------------------------------------------------ 2: RMSNorm
 
@@ -58,7 +61,9 @@ def by_einsum_on_a_copy(X, gain, eps):
     return torch.einsum("bte,e->bte", X, gain)
 
 
-wrong(check.root_mean_square_norm, "not divided by E.")(lambda *given: rms(*given, mean=False))
+wrong(check.root_mean_square_norm, "not divided by E, the length")(
+    lambda *given: rms(*given, mean=False)
+)
 wrong(check.root_mean_square_norm, "divided by E - 1")(
     lambda X, gain, eps: gain * X / (X.var(-1, keepdim=True) + eps).sqrt()
 )
@@ -88,8 +93,18 @@ wrong(check.root_mean_square_norm, "The gain is missing")(
 wrong(check.root_mean_square_norm, "The gain comes too early")(
     lambda X, gain, eps: rms(X * gain, torch.ones_like(gain), eps)
 )
-wrong(check.root_mean_square_norm, "The gain is added")(
-    lambda X, gain, eps: rms(X, torch.ones_like(gain), eps) + gain - (gain == 1).float()
+wrong(check.root_mean_square_norm, "is added; multiply by it")(
+    lambda X, gain, eps: rms(X, torch.ones_like(gain), eps) + gain
+)
+wrong(check.root_mean_square_norm, "Is the gain 1 + gain?")(lambda X, *rest: 2 * rms(X, *rest))
+wrong(check.root_mean_square_norm, "the E of the notebook")(
+    lambda X, gain, eps: gain * X / (X.square().sum(-1, keepdim=True) / 768 + eps).sqrt()
+)
+wrong(check.root_mean_square_norm, "Every number is divided by itself")(
+    lambda *given: rms(*given, dim=1)
+)
+wrong(check.root_mean_square_norm, "first at the index")(  # one width, typed in
+    lambda X, gain, eps: gain * X / (X.square().sum(-1, keepdim=True) / 6 + eps).sqrt()
 )
 wrong(check.root_mean_square_norm, "eps is not used")(lambda X, gain, eps: rms(X, gain, 1e-6))
 wrong(check.root_mean_square_norm, "eps stands outside")(lambda *given: rms(*given, inside=False))
@@ -139,9 +154,8 @@ class FromNothing(nn.Module):
 
     def forward(self, X):
         stream = X.clone()
-        stream += self.attn(self.ln_1(stream))
-        stream += self.mlp(self.ln_2(stream))
-        return stream
+        stream = stream.add(self.attn(self.ln_1(stream)))
+        return torch.stack([stream, self.mlp(self.ln_2(stream))]).sum(0)
 
 
 @right(check.mended_block)
@@ -176,7 +190,9 @@ for message, switches in [
     ("What the first norm made is added", {"first": lambda b, X: b.ln_1(X)}),
     ("what the second norm made", {"second": lambda b, X, X_at: b.ln_2(X_at)}),
     ("The input is added twice", {"second": lambda b, X, X_at: X + X_at}),
-    ("return its input plus what the attention wrote", {"second": lambda b, X, X_at: 0}),
+    ("what the MLP wrote to itself or to nothing", {"second": lambda b, X, X_at: 0}),
+    ("should read all of X_at", {"heard": lambda X, X_at, attended: attended}),
+    ("its gradient is not", {"second": lambda b, X, X_at: X_at.detach()}),
     ("`ln_1` stands in front of the MLP", {"ln_2": lambda b, X: b.ln_1(X)}),
     ("reads the stream without `ln_2`", {"ln_2": lambda b, X: X}),
     ("The MLP reads X; it should", {"heard": lambda X, X_at, attended: X}),
@@ -186,9 +202,32 @@ for message, switches in [
 wrong(check.mended_block, "changes its input")(
     block_with(lambda b, X: X.add_(b.attn(b.ln_1(X))) + b.mlp(b.ln_2(X)))
 )
+
+
+@wrong(check.mended_block, "The backward pass fails: an operation in place")
+class InPlace(TransformerBlock):
+    def forward(self, X):
+        X = X.clone()
+        X += self.attn(self.ln_1(X))
+        X += self.mlp(self.ln_2(X))
+        return X
+
+
+wrong(check.mended_block, "the helper's own `forward`")(TransformerBlock)
+wrong(check.mended_block, "The norms stand behind the plus")(
+    block_with(lambda b, X: b.ln_2((X_at := b.ln_1(X + b.attn(X))) + b.mlp(X_at)))
+)
+wrong(check.mended_block, "has no gradient")(lambda config: NoGradient(config))
 wrong(check.mended_block, "Is the `return` missing?")(block_with(lambda b, X: None))
 wrong(check.mended_block, "change `forward` alone")(lambda config: nn.Linear(1, 1))
 wrong(check.mended_block, "the class itself")(Mended(check.GPT2Config(n_embd=12, n_head=3)))
+
+
+class NoGradient(Mended):
+    @torch.no_grad()
+    def forward(self, X):
+        return super().forward(X)
+
 
 # ------------------------------------------------------------------ 4: the norm behind the plus
 
@@ -220,7 +259,7 @@ def post(X, b, reads_1=None, reads_2=None, kept_1=True, kept_2=True):
 
 right(check.post_norm_block)(post)
 wrong(check.post_norm_block, "No norm stands behind a plus")(lambda X, block: block(X))
-wrong(check.post_norm_block, "The second norm is missing")(
+wrong(check.post_norm_block, "There is one norm, `ln_1`")(
     lambda X, b: (X_at := b.ln_1(X + b.attn(X))) + b.mlp(X_at)
 )
 wrong(check.post_norm_block, "The first norm does not reach")(
@@ -229,7 +268,7 @@ wrong(check.post_norm_block, "The first norm does not reach")(
 wrong(check.post_norm_block, "The first norm does not reach")(
     lambda X, b: b.ln_2(X + b.mlp(b.ln_1(X + b.attn(X))))
 )
-wrong(check.post_norm_block, "The two norms have changed places")(
+wrong(check.post_norm_block, "The parts or their norms have changed places")(
     lambda X, b: b.ln_1((X_at := b.ln_2(X + b.attn(X))) + b.mlp(X_at))
 )
 wrong(check.post_norm_block, "`ln_1` is used twice")(
@@ -245,7 +284,17 @@ wrong(check.post_norm_block, "Only what was carried past is normed")(
 wrong(check.post_norm_block, "The MLP reads ln_2(X_at)")(
     lambda X, b: post(X, b, reads_2=lambda X, X_at: b.ln_2(X_at))
 )
-wrong(check.post_norm_block, "The MLP reads X;")(lambda X, b: post(X, b, reads_2=lambda X, X_at: X))
-wrong(check.post_norm_block, "Each plus should be followed by a norm")(
-    lambda X, b: post(X, b, kept_1=False)
+wrong(check.post_norm_block, "The MLP reads what stands in front")(
+    lambda X, b: post(X, b, reads_2=lambda X, X_at: X)
 )
+wrong(check.post_norm_block, "The first residual is missing")(lambda X, b: post(X, b, kept_1=False))
+wrong(check.post_norm_block, "The second residual is missing")(
+    lambda X, b: post(X, b, kept_2=False)
+)
+wrong(check.post_norm_block, "Call `block.ln_1(...)` and")(
+    lambda X, b: F.layer_norm((Y := F.layer_norm(X + b.attn(X), (12,))) + b.mlp(Y), (12,))
+)
+wrong(check.post_norm_block, "Each plus should be followed by a norm")(
+    lambda X, b: b.ln_2(b.ln_2(post(X, b)))
+)
+wrong(check.post_norm_block, "its gradient is not")(lambda X, b: post(X.detach(), b) + 0 * X)
