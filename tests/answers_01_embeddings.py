@@ -101,6 +101,22 @@ wrong(check.merges_of_words, "only one of the two is glued")(
 wrong(check.merges_of_words, "A letter is used twice")(
     lambda *given: learn(*given, glue=lambda *word: gluing(*word, overlap=True))
 )
+wrong(check.merges_of_words, "Gluing begins at the left")(
+    lambda *given: learn(
+        *given,
+        glue=lambda tokens, left, right: [
+            "".join(reversed(token)) for token in gluing(tokens[::-1], right, left)
+        ][::-1],
+    )
+)
+wrong(check.merges_of_words, "the pair a, a stands twice")(
+    lambda *given: learn(
+        *given,
+        count=lambda a, b: [
+            p for k, p in enumerate(zip(a, b, strict=False)) if p[0] != a[k - 1] or not k
+        ],
+    )
+)
 wrong(check.merges_of_words, "the last letter of a word is lost")(
     lambda *given: learn(*given, glue=lambda *word: gluing(*word, tail=len(word[0]) % 2 == 0))
 )
@@ -159,6 +175,18 @@ def with_a_limit_in_words(ids, wte, wpe):
         raise ValueError("too long")
     one_hot = F.one_hot(ids, wte.num_embeddings).float()
     return torch.einsum("btv,ve->bte", one_hot, wte.weight) + wpe.weight[: ids.shape[1]]
+
+
+@right(check.mended_embedding)
+def too_long_is_not_for_this_one(ids, wte, wpe):
+    if ids.shape[1] > len(wpe.weight):
+        raise NotImplementedError
+    return wte(ids) + wpe.weight[: ids.shape[1]]
+
+
+wrong(check.mended_embedding, "is there still a `%`")(
+    lambda ids, wte, wpe: wte(ids) + wpe(torch.arange(ids.shape[1]) % 1024)
+)
 
 
 def embed(ids, wte, wpe, positions):
@@ -249,10 +277,16 @@ def by_exponentials_in_an_embedding(n_positions, E):
     return nn.Embedding.from_pretrained(waves, freeze=False).weight
 
 
+def next_pair(n_positions, E):
+    """The tutorial bug: 2 (i + 1) / E in the cosine, with i the number of the first column."""
+    column = torch.arange(E)
+    return (torch.arange(n_positions)[:, None] / 1e4 ** (2 * (column + 1) / E)).cos()
+
+
 def by_column(n_positions, E, factor):
     """The frequencies of columns instead of pairs."""
     column = torch.arange(E)
-    angle = torch.arange(n_positions)[:, None] / 1e4 ** (factor * (column if E > 2 else 0) / E)
+    angle = torch.arange(n_positions)[:, None] / 1e4 ** (factor * column / E)
     return torch.where(column % 2 == 0, angle.sin(), angle.cos())
 
 
@@ -267,8 +301,14 @@ wrong(check.sinusoidal_positions, "The exponent is i / E")(lambda *s: table(*s, 
 wrong(check.sinusoidal_positions, "is the factor 2 there twice")(lambda *s: table(*s, step=4.0))
 wrong(check.sinusoidal_positions, "divide by it")(lambda *s: table(*s, sign=1))
 wrong(check.sinusoidal_positions, "The base of the power is e")(lambda *s: table(*s, base=np.e))
-wrong(check.sinusoidal_positions, "Divide by E, not by E - 2")(
+wrong(check.sinusoidal_positions, "is there a division by E - 2?")(
+    lambda n, E: table(n, E, over=E - 2 or float("nan"))
+)
+wrong(check.sinusoidal_positions, "it should end at (E - 2) / E")(
     lambda n, E: table(n, E, over=max(E - 2, 1))
+)
+wrong(check.sinusoidal_positions, "counts columns, and twice")(
+    lambda n, E: torch.where(torch.arange(E) % 2 == 0, table(n, E), next_pair(n, E))
 )
 wrong(check.sinusoidal_positions, "All pairs have the same frequency")(
     lambda *s: table(*s, step=0.0)

@@ -116,11 +116,9 @@ def wrong_axis(X, gain, eps):
     return rms(X, gain, eps, dim=1 if X.shape[1] > 1 else -1)
 
 
-@wrong(check.root_mean_square_norm, "eps is added before the mean")
+@wrong(check.root_mean_square_norm, "eps is divided by E too")
 def eps_in_the_sum(X, gain, eps):
-    return gain * X / ((X.square() + eps).sum(-1, keepdim=True) / X.shape[-1] ** 0.5).sqrt() if (
-        eps > 1
-    ) else rms(X, gain, eps)  # fmt: skip
+    return gain * X / ((X.square().sum(-1, keepdim=True) + eps) / X.shape[-1]).sqrt()
 
 
 @wrong(check.root_mean_square_norm, "changes its input")
