@@ -30,7 +30,6 @@ for count, message in [
     (2 * V * E, "What else has parameters?"),
     (2 * V * E + rest - 1024 * E, "The positions are missing"),
     (2 * V * E + 1024 * E + 7_087_872 + 2 * E, "Only one of the blocks"),
-    (2 * V * E + V + rest, "has no bias"),
     (163_037_184, "as it is, untied"),
     (124_439_808, "as it is, tied"),
     (239.4, "not millions"),
@@ -195,6 +194,7 @@ def new_numbers_for_the_same_parameter(model, extra):
 def a_new_model(model, extra):
     V = model.config.vocab_size
     larger = GPT2(replace(model.config, vocab_size=V + extra))
+    larger.unembed.weight = larger.wte.weight
     with torch.no_grad():
         for (name, parameter), old in zip(
             larger.named_parameters(), model.parameters(), strict=True
@@ -278,7 +278,34 @@ def by_data(model, extra):
 wrong(check.mended_growth, "learns at the entrance only")(partial(grow, tie=plain_tensor))
 wrong(check.mended_growth, "learns at the exit only")(partial(grow, tie=entrance_as_plain_tensor))
 wrong(check.mended_growth, "Your code raised RuntimeError")(partial(grow, tie=a_view))
-wrong(check.mended_growth, "The table is frozen")(lambda *given: grow(*given).requires_grad_(False))
+wrong(check.mended_growth, "`wte.weight` does not learn any more")(
+    lambda *given: grow(*given).requires_grad_(False)
+)
+wrong(check.mended_growth, "Other entries of the configuration have changed")(
+    lambda model, extra: config_of(grow(model, extra), check.GPT2Config(vocab_size=101 + extra))
+)
+wrong(check.mended_growth, "have the mean 5.0")(
+    partial(grow, new=lambda *size: 5 + 0.02 * check.noise(*size))
+)
+wrong(check.mended_growth, "not the variance")(
+    partial(grow, new=lambda *size: 0.0004 * check.noise(*size))
+)
+
+
+@wrong(check.mended_growth, "are two Parameters")
+def trusts_the_config(model, extra):
+    larger = GPT2(replace(model.config, vocab_size=101 + extra))
+    tensors = model.state_dict()
+    table = torch.cat([model.wte.weight.detach(), 0.02 * check.noise(extra, 12)])
+    larger.load_state_dict(tensors | {"wte.weight": table, "unembed.weight": table})
+    return larger
+
+
+def config_of(model, config):
+    model.config = config
+    return model
+
+
 wrong(check.mended_growth, "the table at the exit has not grown")(
     partial(grow, tie=lambda model, rows: None)
 )
@@ -409,7 +436,7 @@ def logits_computed_again_on_the_way_back(model, ids, targets):
     ]
     mean = torch.stack(costs).mean()
     mean.backward()
-    return mean
+    return mean.detach()
 
 
 for switches, message in {
@@ -425,6 +452,10 @@ for switches, message in {
         "`ln_f.bias` has no gradient. Where the graph is cut",
     ),
     "one backward": (dict(at_the_end=True), "the memory still grows with B"),
+    "a tensor with a history": (
+        dict(returned=lambda total, B: torch.tensor(total, requires_grad=True)),
+        "The loss still has its gradient",
+    ),
     "clears": (dict(clear=True), "A second call clears"),
     "nothing": (dict(returned=lambda total, B: None), "Is the `return` missing?"),
     "list": (dict(returned=lambda total, B: [total]), "a plain number"),
@@ -436,7 +467,7 @@ for switches, message in {
 def plain(model, ids, targets):
     cost = F.cross_entropy(model(ids).flatten(0, 1), targets.flatten())
     cost.backward()
-    return cost
+    return cost.item()
 
 
 @wrong(check.row_by_row_step, "The first block ran 3 times, on 3 texts in all")
@@ -462,7 +493,7 @@ def without_a_cut(model, ids, targets):
     return total
 
 
-@wrong(check.row_by_row_step, "Trying to backward through the graph a second time")
+@wrong(check.row_by_row_step, "`retain_graph` is not the cure")
 def without_a_cut_and_without_retaining(model, ids, targets):
     X, total = final(model, ids), 0.0
     for b in range(len(ids)):
@@ -470,6 +501,60 @@ def without_a_cut_and_without_retaining(model, ids, targets):
         cost.backward()
         total += cost.item()
     return total
+
+
+@wrong(check.row_by_row_step, "holds the logits of more than one text")
+def two_at_a_time(model, ids, targets):
+    X, B = final(model, ids), len(ids)
+    cut, total = X.detach().requires_grad_(), 0.0
+    for b in range(0, B, 2):
+        logits, wanted = model.unembed(cut[b : b + 2]), targets[b : b + 2]
+        cost = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="sum")
+        (cost / targets.numel()).backward()
+        total += cost.item() / targets.numel()
+    X.backward(cut.grad)
+    return total
+
+
+@wrong(check.row_by_row_step, "the memory still grows with B")
+def one_backward_in_the_other_layout(model, ids, targets):
+    X, total = final(model, ids), 0.0
+    cut = X.detach().requires_grad_()
+    for b in range(len(ids)):
+        logits = model.unembed(cut[b : b + 1]).mT
+        total = total + F.cross_entropy(logits, targets[b : b + 1]) / len(ids)
+    total.backward()
+    X.backward(cut.grad)
+    return total.item()
+
+
+@wrong(check.row_by_row_step, "Is the cut a tensor without a history")
+def a_cut_that_asks_for_nothing(model, ids, targets):
+    X, total = final(model, ids), 0.0
+    cut = X.detach()
+    for row, wanted in zip(cut, targets, strict=True):
+        cost = F.cross_entropy(model.unembed(row), wanted) / len(ids)
+        cost.backward()
+        total += cost.item()
+    X.backward(cut.grad)
+    return total
+
+
+def with_targets(change):
+    return lambda model, ids, targets: rows(model, ids, change(ids, targets))
+
+
+wrong(check.row_by_row_step, "the loss of the ids that went in")(with_targets(lambda ids, _: ids))
+wrong(check.row_by_row_step, "shifted once more")(
+    lambda model, ids, targets: F.cross_entropy(
+        model(ids)[:, :-1].flatten(0, 1), targets[:, 1:].flatten()
+    ).item()
+)
+wrong(check.row_by_row_step, "This model is not tied")(
+    lambda model, ids, targets: F.cross_entropy(
+        (final(model, ids) @ model.wte.weight.T).flatten(0, 1), targets.flatten()
+    ).item()
+)
 
 
 @wrong(check.row_by_row_step, "the memory still grows with B")
@@ -542,7 +627,7 @@ def exit_with_its_own_numbers(model, ids, targets):
     return total
 
 
-@wrong(check.row_by_row_step, "Is `ln_f` there?")
+@wrong(check.row_by_row_step, "`ln_f` is missing")
 def without_the_last_norm(model, ids, targets):
     ln_f, model.ln_f = model.ln_f, nn.Identity()
     try:

@@ -111,7 +111,7 @@ wrong(check.stopwatch_with_two_hands, "the warm-up is missing")(
 wrong(check.stopwatch_with_two_hands, "(the defaults) there are 3 pairs")(
     lambda run, wait, repeats=3, warmup=1: hands(run, wait, repeats, warmup)
 )
-wrong(check.stopwatch_with_two_hands, "`run` is called 4 times")(
+wrong(check.stopwatch_with_two_hands, "`run` is called 5 times, not 6")(
     lambda run, wait, repeats=5, warmup=1: hands(run, wait, repeats, min(warmup, 1))
 )
 wrong(check.stopwatch_with_two_hands, "a pair (ordered, done)")(
@@ -123,7 +123,7 @@ wrong(check.stopwatch_with_two_hands, "a pair (ordered, done)")(
 wrong(check.stopwatch_with_two_hands, "`time.process_time` does not")(
     switched(clock=time.process_time)
 )
-wrong(check.stopwatch_with_two_hands, "Are they in seconds?")(
+wrong(check.stopwatch_with_two_hands, "Are they in seconds, and is the start")(
     switched(clock=lambda: 1e3 * time.perf_counter())
 )
 wrong(check.stopwatch_with_two_hands, "both hands start together")(switched(from_order=True))
@@ -139,6 +139,22 @@ wrong(check.stopwatch_with_two_hands, "Do you return the mean?")(
 wrong(check.stopwatch_with_two_hands, "in the order in which")(
     switched(keep=lambda pairs: sorted(pairs, key=lambda pair: pair[1]))
 )
+
+
+wrong(check.stopwatch_with_two_hands, "the wrong way round")(
+    switched(keep=lambda pairs: [pair[::-1] for pair in pairs])
+)
+wrong(check.stopwatch_with_two_hands, "What counts twice?")(
+    switched(keep=lambda pairs: [(ordered, ordered + done) for ordered, done in pairs])
+)
+wrong(check.stopwatch_with_two_hands, "With repeats=4, warmup=2 there are 5 pairs")(
+    lambda run, wait, repeats=5, warmup=1: hands(run, wait, 5, warmup)
+)
+wrong(check.stopwatch_with_two_hands, "of the same repeat?")(
+    switched(keep=lambda pairs: [(a, done) for (a, _), done in zip(
+        [(sum(d for _, d in pairs[:k]) + o, 0) for k, (o, _) in enumerate(pairs)],
+        [done for _, done in pairs], strict=True)])
+)  # fmt: skip
 
 
 @wrong(check.stopwatch_with_two_hands, "add up from repeat to repeat")
@@ -215,14 +231,14 @@ wrong(check.mended_runs, "The model ran while the runs were made")(
 wrong(check.mended_runs, "The model ran while the runs were made")(
     lambda model, ids, lengths: {T: functools.partial(id, model(ids[:, :T])) for T in lengths}
 )
-wrong(check.mended_runs, "missing 1 required positional argument")(
+wrong(check.mended_runs, "A run is called without arguments")(
     lambda model, ids, lengths: {T: lambda T: model(ids[:, :T]) for T in lengths}
 )
 wrong(check.mended_runs, "{T: run}")(
     lambda model, ids, lengths: [functools.partial(model, ids[:, :T]) for T in lengths]
 )
 wrong(check.mended_runs, "sees the last tokens")(cut_by(lambda ids, T, lengths: ids[:, -T:]))
-wrong(check.mended_runs, "hands [8, 11] to the model")(
+wrong(check.mended_runs, "hands [7, 6] to the model")(
     cut_by(lambda ids, T, lengths: ids[:T, : T - 1])
 )
 wrong(check.mended_runs, "as many tokens as the first one")(
@@ -237,10 +253,18 @@ wrong(check.mended_runs, "Is the `return` missing?")(
 )
 
 
-@wrong(check.mended_runs, "0 times, not once. Does it use another one")
+@wrong(check.mended_runs, "0 times, not once. Does each call compute anew")
 def a_model_of_the_notebook(model, ids, lengths):
     another = torch.nn.Identity()
     return {T: functools.partial(another, ids[:, :T]) for T in lengths}
+
+
+wrong(check.mended_runs, "Cut the ids, not what comes out")(
+    lambda model, ids, lengths: {T: lambda T=T: model(ids)[:, :T] for T in lengths}
+)
+wrong(check.mended_runs, "does not return what the model returns")(
+    lambda model, ids, lengths: {T: lambda T=T: model(ids[:, :T])[:, -1] for T in lengths}
+)
 
 
 @wrong(check.mended_runs, "the run for T = 1 hands [4, 10]")
@@ -257,10 +281,14 @@ def fitted(points):
     return intercept, slope
 
 
-def crossover(cpu, gpu, fit=fitted, least=0.0, overtaken=math.inf, never=math.inf, sign=1):
+def crossover(
+    cpu, gpu, fit=fitted, least=0.0, overtaken=math.inf, never=math.inf, sign=1, parallel=0.0
+):
     """The solution with switches for the usual mistakes."""
     (cpu_overhead, cpu_each), (gpu_overhead, gpu_each) = fit(cpu), fit(gpu)
-    if gpu_each >= cpu_each:
+    if gpu_each == cpu_each:
+        return parallel if gpu_overhead < cpu_overhead else math.inf
+    if gpu_each > cpu_each:
         return never if gpu_overhead > cpu_overhead else overtaken
     return max(least, sign * (gpu_overhead - cpu_overhead) / (cpu_each - gpu_each))
 
@@ -268,7 +296,9 @@ def crossover(cpu, gpu, fit=fitted, least=0.0, overtaken=math.inf, never=math.in
 @right(check.where_the_gpu_wins)
 def by_polyfit(cpu, gpu):
     (b, a), (d, c) = (np.polyfit(*np.array(points).T, 1) for points in (cpu, gpu))
-    return np.inf if d >= b else np.maximum(0, (c - a) / (b - d))
+    if np.isclose(b, d, rtol=1e-6, atol=0):
+        return 0 if c < a else np.inf
+    return np.inf if d > b else np.maximum(0, (c - a) / (b - d))
 
 
 @right(check.where_the_gpu_wins)
@@ -280,6 +310,8 @@ def by_sums_in_whole_tokens(cpu, gpu):
         slope = (n * sxy - sx * sy) / (n * sxx - sx * sx)
         fits.append(((sy - slope * sx) / n, slope))
     (a, b), (c, d) = fits
+    if b == d:
+        return int(c >= a) and float("inf")
     return torch.tensor((c - a) / (b - d)).clamp(min=0) if b > d else float("inf")
 
 
@@ -300,10 +332,25 @@ def unsorted_ends(points):
     return through_two(points, 0, -1)
 
 
-wrong(check.where_the_gpu_wins, "does the line go through the origin?")(
+wrong(check.where_the_gpu_wins, "Is the overhead in your fit")(
     functools.partial(crossover, fit=through_the_origin)
 )
-wrong(check.where_the_gpu_wins, "the two devices swapped")(lambda cpu, gpu: crossover(gpu, cpu))
+wrong(check.where_the_gpu_wins, "Are the devices swapped")(lambda cpu, gpu: crossover(gpu, cpu))
+wrong(check.where_the_gpu_wins, "With equal costs per token")(
+    functools.partial(crossover, parallel=math.inf)
+)
+wrong(check.where_the_gpu_wins, "what does your fit return first")(
+    functools.partial(crossover, fit=lambda points: fitted(points)[::-1])
+)
+wrong(check.where_the_gpu_wins, "two with the same tokens too")(
+    lambda cpu, gpu: crossover(list(dict(cpu).items()), list(dict(gpu).items()))
+)
+wrong(check.where_the_gpu_wins, "what never happens is `math.inf`")(
+    functools.partial(crossover, never=None)
+)
+right(check.where_the_gpu_wins)(
+    lambda *given: math.ceil(n) if (n := crossover(*given)) < math.inf else n
+)
 wrong(check.where_the_gpu_wins, "has the wrong sign")(
     functools.partial(crossover, sign=-1, least=-math.inf)
 )

@@ -385,7 +385,7 @@ for limit in (lambda a, b, size: (a + b) / 2 / size, lambda a, b, size: max(a, b
             else abs(crossing(*given, limit=False))
         )
     )
-wrong(check.crossing_the_ridge, "the answer is infinity")(
+wrong(check.crossing_the_ridge, "what never happens is infinity")(
     lambda *given: crossing(*given) if crossing(*given) < math.inf else None
 )
 wrong(check.crossing_the_ridge, "cannot be negative")(switched_crossing(limit=False))
