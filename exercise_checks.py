@@ -9,7 +9,7 @@ is written makes no difference to it: loops, einsum, a class or a function of yo
 |---|---|
 | **1 · Embeddings** | |
 | numbers_with_a_gradient | the count of rows in both tables |
-| merges_of_words | one merge, occurrences, borders, gluing, *aaa*, whole tokens, the story |
+| merges_of_words | one merge, occurrences, borders, gluing, *aaa*, space, whole tokens, story |
 | mended_embedding | one text, the second text, full length, a text too long |
 | sinusoidal_positions | one pair (E = 2), position 0, the frequencies, all positions |
 | **2 · Attention** | |
@@ -410,7 +410,10 @@ def expect_merges(learn_merges, words, right, mistakes=None, otherwise=None):
     if given != words:
         raise Mistake("Your code changes the list of words. Whoever calls it still needs that.")
     if len(got) != len(right):
-        raise Mistake(f"n was {len(right)}, and {len(got)} tokens came back.")
+        raise Mistake(
+            f"n was {len(right)}, and the list has {len(got)}. Is the `return` in its place, "
+            "behind the loop?"
+        )
     if list(got) != right:
         for message, tokens in (mistakes or {}).items():
             if got[-1] in tokens:
@@ -480,7 +483,8 @@ def merges_of_words(learn_merges):
             "The second merge comes from the old counts. Glue the first pair, then count anew.": [
                 "ba"
             ],
-            "The pair that was just glued wins again. Is it really glued, in every word?": ["ab"],
+            "The pair that was just glued wins again. Is it really glued, in every word, and are "
+            "the old counts gone?": ["ab"],
             "In a word that has the pair twice, only one of the two is glued.": ["aba", "bab"],
         },
         "After the first merge the most frequent pair is made of two glued tokens.",
@@ -508,6 +512,14 @@ def merges_of_words(learn_merges):
         ["aaab"] * 4 + ["cab"] * 2,
         ["aa", "ab"],
         {"Gluing begins at the left: aaab is aa, a, b.": ["aab", "aaa"]},
+    )
+
+    yield "a space is a letter like the others"
+    expect_merges(
+        learn_merges,
+        [" ab", " ac", " ad", " ae", "xab", "xab"],
+        [" a"],
+        {"The space in front of a word is lost. It is a letter like the others.": ["ab"]},
     )
 
     yield "only whole tokens are glued"
@@ -547,7 +559,7 @@ def mended_embedding(embed):
         tokens = F.one_hot(ids, 11).to(wte.weight) @ wte.weight  # [B, T, E]
         return tokens + torch.eye(8).to(wpe.weight)[: ids.shape[1]] @ wpe.weight  # [B, T, E]
 
-    yield "one text"
+    yield "one text, and a `wpe` of 8 rows"
     tokens = wte(ids[:1])  # [1, T, E]
     expect(
         call(embed, ids[:1], wte, wpe),
@@ -649,7 +661,8 @@ def sinusoidal_positions(sinusoidal):
                 :, None
             ].expand(5, 2),
         },
-        "With a single pair the frequency is 10000 to the power of 0: row p is sin(p), cos(p).",
+        "With a single pair the frequency is 10000 to the power of 0: row p is sin(p), cos(p). "
+        "Both columns, no sign, no factor.",
     )
 
     yield "position 0: sine and cosine alternate"
@@ -690,8 +703,8 @@ def sinusoidal_positions(sinusoidal):
         "base, its sign, and what the exponent counts.",
     )
 
-    yield "1,024 positions"
-    expect(call(sinusoidal, 1024, 96), waves(1024, 96), tolerance=2e-3)
+    yield "1,500 positions"
+    expect(call(sinusoidal, 1500, 64), waves(1500, 64), tolerance=2e-3)
 
 
 # ---------------------------------------------------------------------------- 2 · Attention

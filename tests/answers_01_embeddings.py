@@ -121,7 +121,7 @@ wrong(check.merges_of_words, "the last letter of a word is lost")(
     lambda *given: learn(*given, glue=lambda *word: gluing(*word, tail=len(word[0]) % 2 == 0))
 )
 wrong(check.merges_of_words, "a list of strings")(lambda *given: learn(*given, say=tuple))
-wrong(check.merges_of_words, "n was 1, and 2 tokens came back")(
+wrong(check.merges_of_words, "n was 1, and the list has 2")(
     lambda words, n: learn(words, n + 1)
 )
 
@@ -145,12 +145,17 @@ def in_place(words, n):
     return made
 
 
-@wrong(check.merges_of_words, "on the story's words they are not")
+@wrong(check.merges_of_words, "The space in front of a word is lost")
 def without_the_space(words, n):
     return learn([word.strip() for word in words], n)
 
 
 # -------------------------------------------------------------------- 3: it works at 1,024
+
+
+@wrong(check.merges_of_words, "on the story's words they are not")
+def in_small_letters(words, n):
+    return learn([word.lower() for word in words], n)
 
 
 @right(check.mended_embedding)
