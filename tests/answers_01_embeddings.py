@@ -121,9 +121,7 @@ wrong(check.merges_of_words, "the last letter of a word is lost")(
     lambda *given: learn(*given, glue=lambda *word: gluing(*word, tail=len(word[0]) % 2 == 0))
 )
 wrong(check.merges_of_words, "a list of strings")(lambda *given: learn(*given, say=tuple))
-wrong(check.merges_of_words, "n was 1, and the list has 2")(
-    lambda words, n: learn(words, n + 1)
-)
+wrong(check.merges_of_words, "n was 1, and the list has 2")(lambda words, n: learn(words, n + 1))
 
 
 @wrong(check.merges_of_words, "Compare whole tokens")
