@@ -9,7 +9,7 @@ is written makes no difference to it: loops, einsum, a class or a function of yo
 |---|---|
 | **1 · Embeddings** | |
 | numbers_with_a_gradient | the count of rows in both tables |
-| merges_of_words | one merge, occurrences, borders, gluing, *aaa*, whole tokens, space, story |
+| merges_of_words | one merge, occurrences, borders, gluing, *aaa*, tokens, space, story |
 | mended_embedding | one text, the second text, full length, a text too long |
 | sinusoidal_positions | one pair (E = 2), position 0, the frequencies, all positions |
 | **2 · Attention** | |
@@ -25,7 +25,7 @@ is written makes no difference to it: loops, einsum, a class or a function of yo
 | **4 · The whole model** | |
 | parameters_of_a_larger_vocabulary | one count, its parts told apart |
 | next_token_loss | ln V, target, shift, two texts, large logits (three ways), gradient |
-| mended_growth | sizes, old rows, new rows, one Parameter, gradient of both uses, a move |
+| mended_growth | sizes, one Parameter, old rows, new rows, gradient of both uses, a move |
 | row_by_row_step | loss, gradients (one text, three, tied), one pass, memory, adding up |
 | **5 · The timing lab** | |
 | speed_of_five_steps | factor three, five steps, work over time |
@@ -185,11 +185,11 @@ def described(inputs):
     parts = []
     for value in inputs:
         if isinstance(value, torch.Tensor):
-            parts.append(f"a tensor {list(value.shape)}")
+            parts.append(f"tensor {list(value.shape)}")
         elif isinstance(value, (int, float, type(None))):
             parts.append(f"{value}")
         else:
-            parts.append(f"a {type(value).__name__}")
+            parts.append(type(value).__name__)
     return ", ".join(parts)
 
 
@@ -292,7 +292,8 @@ def expect(got, right, mistakes=None, otherwise=None, tolerance=1e-4):
         raise Mistake("The result contains nan. Is there a 0 / 0, or a row with nothing to sum?")
     if otherwise is None:
         place = ((plain - right).abs() > tolerance).nonzero()[0].tolist()
-        otherwise = f"The numbers differ from the reference, first at the index {place}."
+        where = f", first at the index {place}" if place else ""
+        otherwise = f"The result differs from the reference{where}."
     raise Mistake(otherwise)
 
 
@@ -344,12 +345,14 @@ def expect_gradient(function, right, X):
             "no_grad on the way, or it cannot learn."
         )
     try:
-        gradient = torch.autograd.grad((made * weights).sum(), X)[0]
+        gradient = torch.autograd.grad((made * weights).sum(), X, allow_unused=True)[0]
     except RuntimeError:
         raise Mistake(
             "The backward pass fails: an operation in place (`+=`, `[...] =`) has overwritten what "
             "it needs. Make a new tensor instead."
         ) from None
+    if gradient is None:
+        raise Mistake("No gradient arrives at the input: is it detached at the start?")
     expect(
         gradient,
         torch.autograd.grad((right(X) * weights).sum(), X)[0],
@@ -486,8 +489,20 @@ def merges_of_words(learn_merges):
             "The pair that was just glued wins again. Is it really glued, in every word, and are "
             "the old counts gone?": ["ab"],
             "In a word that has the pair twice, only one of the two is glued.": ["aba", "bab"],
+            "After gluing, the right part of the pair is still there too.": ["abb"],
         },
         "After the first merge the most frequent pair is made of two glued tokens.",
+    )
+
+    yield "gluing loses no letter"
+    expect_merges(
+        learn_merges,
+        ["abc"] * 3 + ["abd"] * 2 + ["xyz"] * 2,
+        ["ab", "abc"],
+        {
+            "After gluing, the last letter of a word is lost.": ["xy", "yz"],
+        },
+        "In abc and abd, a and b are glued first; then ab stands in front of c most often.",
     )
 
     yield "aaa is aa and a"
@@ -497,7 +512,6 @@ def merges_of_words(learn_merges):
         ["aa", "aaa"],
         {
             "A letter is used twice: in aaa the middle a cannot belong to two tokens.": ["aaaa"],
-            "After gluing, the last letter of a word is lost.": ["xy"],
             "In aaa nothing is glued.": ["aa"],
         },
     )
@@ -644,7 +658,10 @@ def sinusoidal_positions(sinusoidal):
     yield "one pair (E = 2): sine and cosine of the position"
     right, got = waves(5, 2), call(sinusoidal, 5, 2)  # [5, 2]
     if isinstance(got, torch.Tensor) and got.isnan().any():
-        raise Mistake("The result contains nan at E = 2: is there a division by E - 2?")
+        raise Mistake(
+            "The result contains nan at E = 2, so there is a 0 / 0. Is there a division by E - 2, "
+            "or are brackets missing in the exponent?"
+        )
     expect(
         got,
         right,
@@ -785,8 +802,14 @@ def attention_with_loops(attend):
     """attend(q, k, v), each [H, T, D], returns causal attention [H, T, D]."""
     yield "one token alone takes its own value"
     q, k, v = noise(3, 1, 1, 4)  # [H=1, T=1, D=4]
+    try:
+        got = call(attend, q, k, v)
+    except Mistake as mistake:
+        if "non-empty" in str(mistake):
+            raise Mistake(f"{mistake}\n    Does the token hear itself, too?") from None
+        raise
     expect(
-        call(attend, q, k, v),
+        got,
         v,
         {
             "You return the key; what is handed over is the value.": k,
@@ -907,6 +930,11 @@ def mended_attention(attend):
             "so they must be [T, D]; are the heads still behind the tokens, [B, T, H, D]?": (
                 one.proj(one.qkv(X).chunk(3, -1)[2])
             ),
+            "T and E are exchanged before the cut. Cut the last axis first.": one.proj(
+                F.scaled_dot_product_attention(
+                    *(M.mT.reshape(2, 5, 8) for M in one.qkv(X).chunk(3, -1)), is_causal=True
+                )
+            ),
         },
         "With one head the suspect is right, and yours is not: what else did you change?",
     )
@@ -921,9 +949,9 @@ def mended_attention(attend):
             "before its last two axes can become E."
         )
     for cut_wrong in ["q", "k", "v", "qk", "qv", "kv", "qkv"]:
-        if same(
-            got, layer.proj(heads_of(layer, X, cut_wrong=cut_wrong).transpose(1, 2).flatten(2))
-        ):
+        heads = heads_of(layer, X, cut_wrong=cut_wrong)
+        merges = [heads.transpose(1, 2).flatten(2), heads.reshape(1, 5, 12)]  # [B, T, E] each
+        if any(same(got, layer.proj(merged)) for merged in merges):
             raise Mistake(
                 f"Still cut in the suspect's way: {', '.join(cut_wrong)}. `reshape` (or `view`) "
                 "keeps all numbers in their order; which of them land in head 0 that way?"
@@ -964,6 +992,12 @@ def attention_with_a_cache(attend_next):
         )
         try:
             result = call(attend_next, X[:, t : t + 1], cache, layer)
+        except Mistake as mistake:
+            if t > 0 and "RuntimeError" in str(mistake):
+                raise Mistake(
+                    f"{mistake}\n    Are old and new joined along the axis of the tokens?"
+                ) from None
+            raise
         finally:
             hook.remove()
         if not isinstance(result, (tuple, list)) or len(result) != 2:
@@ -1531,6 +1565,10 @@ def next_token_loss(loss):
     )
 
     yield "logits around 10,000"
+    cut_off = (
+        "The result is finite and wrong. Are large logits cut off? That changes their distances, "
+        "and only those count."
+    )
     logits = logits + 1e4
     got, right = reader(logits, ids), reference(logits[:, :-1], ids[:, 1:])
     if not got.isfinite():
@@ -1538,7 +1576,7 @@ def next_token_loss(loss):
             "The result is inf or nan: e to the power of 10,000 is more than a float can hold. If "
             "the same number is subtracted from all logits of a place, its probabilities stay."
         )
-    expect(got, right)
+    expect(got, right, otherwise=cut_off)
 
     yield "each place at a height of its own"
     logits = logits - 1e4 * torch.tensor([0.0, 2, 1])[:, None]  # [B, T, V] at 10,000, -10,000, 0
@@ -1548,7 +1586,7 @@ def next_token_loss(loss):
             "The result is inf or nan: here the logits of one place are far below those of "
             "another, and all its exponentials are 0. Subtract from each place what suits it."
         )
-    expect(got, right)
+    expect(got, right, otherwise=cut_off)
 
     yield "a target that is 10,000 behind"
     logits = torch.zeros(1, 2, 7)  # [B=1, T=2, V=7]
@@ -1647,6 +1685,21 @@ def mended_growth(grow):
             "exit has not grown."
         )
 
+    yield "one table, one Parameter"
+    if getattr(grown.unembed, "bias", None) is not None:
+        raise Mistake("The new unembedding has a bias, and GPT-2's has none: `bias=False`.")
+    added = sum(p.numel() for p in grown.parameters()) - parameters
+    if added == (V + 2 * extra) * E:
+        raise Mistake(
+            "`parameters()` gives two tables: those of the entrance and of the exit are two "
+            "Parameters, even if they share their memory. Test it with `is`."
+        )
+    if added != extra * E:
+        raise Mistake(
+            f"The model has {added:,} parameters more than before. {extra} new tokens of {E} "
+            f"numbers are {extra * E:,}."
+        )
+
     yield "old tokens keep their vectors, and their places"
     expect(
         call(grown, ids)[..., :V],
@@ -1667,19 +1720,6 @@ def mended_growth(grow):
         )
     if new.mean().abs() > 0.006:
         raise Mistake(f"The new vectors have the mean {new.mean():.3f}, not 0.")
-
-    yield "one table, one Parameter"
-    added = sum(p.numel() for p in grown.parameters()) - parameters
-    if added == (V + 2 * extra) * E:
-        raise Mistake(
-            "`parameters()` gives two tables: those of the entrance and of the exit are two "
-            "Parameters, even if they share their memory. Test it with `is`."
-        )
-    if added != extra * E:
-        raise Mistake(
-            f"The model has {added:,} parameters more than before. {extra} new tokens of {E} "
-            f"numbers are {extra * E:,}."
-        )
 
     yield "it learns from both of its uses"
     fixed = [name for name, p in grown.named_parameters() if not p.requires_grad]
@@ -1758,7 +1798,9 @@ class TensorsAlive(TorchFunctionMode):
         return result
 
 
-def expect_gradients(model, right, mistakes=None, otherwise="It differs from the plain step's."):
+def expect_gradients(
+    model, right, mistakes=None, otherwise="Is what has gathered at the cut sent back?"
+):
     """Mistake unless the gradients of all parameters are those in `right`, {name: gradient}.
 
     `mistakes` maps a message to a function that makes the wrong gradient from a name.
@@ -1778,7 +1820,7 @@ def expect_gradients(model, right, mistakes=None, otherwise="It differs from the
         expect(
             parameter.grad / size,
             right[name] / size,
-            {message: wrong(name) / size for message, wrong in (mistakes or {}).items()},
+            {f"`{name}`: {text}": wrong(name) / size for text, wrong in (mistakes or {}).items()},
             f"The gradient of `{name}` is not right. {otherwise}",
         )
 
@@ -1799,9 +1841,9 @@ def row_by_row_step(step):
                 ) from None
             if "grad can be implicitly created only for scalar outputs" in str(mistake):
                 raise Mistake(
-                    "`X.backward(G)` was called with G = None: nothing has gathered at the cut. Is "
-                    "the cut a tensor without a history (`detach`) that asks for a gradient "
-                    "(`requires_grad_`), and do the logits come from it?"
+                    "`X.backward(G)` was called without G, or with G = None because nothing has "
+                    "gathered at the cut. Is the cut a tensor without a history (`detach`) that "
+                    "asks for a gradient (`requires_grad_`), and do the logits come from it?"
                 ) from None
             raise
         if isinstance(loss, torch.Tensor) and loss.requires_grad:
@@ -1991,7 +2033,7 @@ def speed_of_five_steps(teraflops):
         },
         "Write down three numbers: the TFLOP of one training step, the number of steps, and the "
         "seconds for all of them.",
-        tolerance=0.02,
+        tolerance=0.03,
     )
 
 
@@ -2277,7 +2319,7 @@ def where_the_gpu_wins(crossover):
     cpu, gpu = (
         [(N, s * j) for (N, s), j in zip(line, factors, strict=True)]
         for line, factors in [
-            (straight(1, 0.02, tokens), jitter),
+            (straight(1, 0.02, (*tokens, 512)), [*jitter, 1.3]),
             (straight(9, 0.004, tokens), jitter[::-1]),
         ]
     )
@@ -2287,6 +2329,9 @@ def where_the_gpu_wins(crossover):
         {
             "The line goes through the first and the last point, and the others are not "
             "heard.": crossing_of_fits(cpu[:: len(cpu) - 1], gpu[:: len(gpu) - 1]),
+            "The points that one device has more than the other are lost.": crossing_of_fits(
+                cpu[: len(gpu)], gpu
+            ),
             "The line goes through the first two points only.": crossing_of_fits(cpu[:2], gpu[:2]),
         },
         "With points on a line yours is right, with points beside it the fit is another than that "
@@ -2320,10 +2365,10 @@ def where_the_gpu_wins(crossover):
     yield "two parallel lines"
     costs = 2**-6  # a number that a fit gives back without rounding
     some, more = (straight(1000 * k, 1000 * costs, (0, 64, 128)) for k in (1, 2))
-    if abs(crossing(more, some)) > 1e-6 or crossing(some, more) != math.inf:
+    if abs(crossing(more, some)) > 1e-6 or min(crossing(some, more), crossing(some, some)) < 1e9:
         raise Mistake(
             "With equal costs per token the device with less overhead is ahead at any number of "
-            "tokens: always, if that is the GPU, and never, if it is the CPU."
+            "tokens: always, if that is the GPU, and never, if it is the CPU or both are alike."
         )
 
 
@@ -2364,7 +2409,7 @@ def tokens_per_second_at_most(tokens):
             / (4 * parameters),
         },
         "Write down the bytes of all weights, and how often they can be read in one second.",
-        tolerance=0.03,
+        tolerance=0.025,
     )
 
 
@@ -2439,8 +2484,8 @@ def flops_by_hooks(count):
             "That is the number of parameters.": 30 * 7 + 7,
             "Nothing was counted. Is the model itself, a single layer here, among the modules "
             "that you look at? And is it called, `model(...)`? Its `forward` calls no hooks.": 0,
-            "Every number of the input is counted as a token. A token is a row of n_in numbers: "
-            "all axes but the last.": 2 * 30 * 30 * 7,
+            "Every number of the input is counted as a token. The input is [1, 30] here, one row "
+            "of n_in numbers; how many axes stand in front varies.": 2 * 30 * 30 * 7,
             "Exactly twice as many: does the model run twice, or is the 2 there twice?": 840,
         },
         "The input is [1, 30], the layer has 30 inputs and 7 outputs: one multiply-add for each of "
@@ -2520,7 +2565,7 @@ def flops_by_hooks(count):
         "The only layer of this model runs three times.",
     )
 
-    yield "a layer that is found on two ways has one hook"
+    yield "a layer that sits in two places gets one hook"
     shared = nn.Linear(6, 6)
     expect_flops(
         Walk([nn.Sequential(shared), nn.Sequential(shared)], [0, 1]),

@@ -304,7 +304,7 @@ wrong(check.sinusoidal_positions, "The exponent is i / E")(lambda *s: table(*s, 
 wrong(check.sinusoidal_positions, "is the factor 2 there twice")(lambda *s: table(*s, step=4.0))
 wrong(check.sinusoidal_positions, "divide by it")(lambda *s: table(*s, sign=1))
 wrong(check.sinusoidal_positions, "The base of the power is e")(lambda *s: table(*s, base=np.e))
-wrong(check.sinusoidal_positions, "is there a division by E - 2?")(
+wrong(check.sinusoidal_positions, "Is there a division by E - 2")(
     lambda n, E: table(n, E, over=E - 2 or float("nan"))
 )
 wrong(check.sinusoidal_positions, "it should end at (E - 2) / E")(

@@ -68,6 +68,9 @@ def loops(
     return out
 
 
+wrong(check.attention_with_loops, "Does the token hear itself, too?")(
+    lambda q, k, v: torch.stack([k[:, 0] for _ in range(q.shape[1] - 1)])
+)
 wrong(check.attention_with_loops, "a token may listen to itself too")(
     lambda q, k, v: loops(q, k, v, last=0)
 )
@@ -181,6 +184,21 @@ wrong(check.mended_attention, "merged without a transpose")(
 )
 wrong(check.mended_attention, "Still cut in the suspect's way: q, k, v.")(
     lambda X, qkv, proj, H: layer(X, qkv, proj, H, cut=lambda M, name: wrong_cut(M, H))
+)
+wrong(check.mended_attention, "Still cut in the suspect's way: q, k, v.")(  # and merged to match
+    lambda X, qkv, proj, H: layer(
+        X,
+        qkv,
+        proj,
+        H,
+        cut=lambda M, name: wrong_cut(M, H),
+        merge=lambda heads: heads.reshape(X.shape),
+    )
+)
+wrong(check.mended_attention, "Cut the last axis first")(
+    lambda X, qkv, proj, H: layer(
+        X, qkv, proj, H, cut=lambda M, name: M.mT.reshape(len(M), H, M.shape[1], -1)
+    )
 )
 wrong(check.mended_attention, "a later one")(  # no mask where there are several heads
     lambda X, qkv, proj, H: layer(X, qkv, proj, H, causal=H == 1)

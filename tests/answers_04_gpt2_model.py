@@ -301,6 +301,11 @@ def trusts_the_config(model, extra):
     return larger
 
 
+def with_a_bias(model):
+    model.unembed = nn.Linear(12, len(model.wte.weight))
+    model.unembed.weight = model.wte.weight
+
+
 def config_of(model, config):
     model.config = config
     return model
@@ -313,13 +318,16 @@ wrong(check.mended_growth, "still says how many tokens there were")(partial(grow
 wrong(check.mended_growth, "Are the first rows of the table the old ones")(
     partial(grow, table=lambda old, new: torch.cat([new, old]))
 )
-wrong(check.mended_growth, "Are the first rows of the table the old ones")(
+wrong(check.mended_growth, "are two Parameters")(
     lambda model, extra: GPT2(replace(model.config, vocab_size=model.config.vocab_size + extra))
 )
 wrong(check.mended_growth, "the shape [40, 12]")(partial(grow, table=lambda old, new: new))
 wrong(check.mended_growth, "one and the same vector")(partial(grow, new=torch.zeros))
 wrong(check.mended_growth, "standard deviation 1.0")(
     partial(grow, new=lambda *size: torch.randn(size, generator=torch.Generator().manual_seed(0)))
+)
+wrong(check.mended_growth, "The new unembedding has a bias")(
+    partial(grow, tie=lambda model, rows: with_a_bias(model))
 )
 wrong(check.mended_growth, "Return the model")(lambda *given: grow(*given).wte.weight)
 wrong(check.mended_growth, "Is the `return` missing?")(lambda *given: grow(*given) and None)

@@ -339,6 +339,12 @@ wrong(check.where_the_gpu_wins, "Are the devices swapped")(lambda cpu, gpu: cros
 wrong(check.where_the_gpu_wins, "With equal costs per token")(
     functools.partial(crossover, parallel=math.inf)
 )
+wrong(check.where_the_gpu_wins, "both are alike")(
+    lambda cpu, gpu: 0.0 if cpu == gpu else crossover(cpu, gpu)
+)
+wrong(check.where_the_gpu_wins, "more than the other are lost")(
+    lambda cpu, gpu: crossover(cpu[: len(gpu)], gpu[: len(cpu)])
+)
 wrong(check.where_the_gpu_wins, "what does your fit return first")(
     functools.partial(crossover, fit=lambda points: fitted(points)[::-1])
 )

@@ -219,6 +219,12 @@ def test_relative_links_resolve():
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
+def test_no_control_characters(notebook):
+    """A backslash too few in a tool turns the beginning of a LaTeX command into one."""
+    for cell in notebook.cells:
+        assert not re.search(r"[\x00-\x09\x0b-\x1f]", cell.source), cell.id
+
+
 def test_code_parses_without_magics(notebook):
     for cell in code_cells(notebook):
         ast.parse(cell.source)
