@@ -16,7 +16,7 @@ is written makes no difference to it: loops, einsum, a class or a function of yo
 | weights_of_another_query | softmax, normalisation, scale |
 | attention_with_loops | value path (one token), mask, normalisation (zero query), scale, heads |
 | mended_attention | one head (no split), causality, who owns which columns, two texts |
-| attention_with_a_cache | first token, what is kept, second token, growth, five tokens |
+| attention_with_a_cache | first token, what is kept, second token, growth, five, two texts |
 | **3 · The transformer block** | |
 | parameters_of_an_xl_block | weights, biases, LayerNorms |
 | root_mean_square_norm | size (mean 0), mean, token by token, gain, eps, width |
@@ -31,10 +31,10 @@ is written makes no difference to it: loops, einsum, a class or a function of yo
 | speed_of_five_steps | factor three, five steps, work over time |
 | stopwatch_with_two_hands | counts, clock and unit, waits at the end, before the start, spread |
 | mended_runs | nothing computed early, last length, the others, any order |
-| where_the_gpu_wins | exact lines, order of points, least squares, always, never, overtaken |
+| where_the_gpu_wins | exact lines, order, least squares, always, never, overtaken, parallel |
 | **6 · The timing lab, continued** | |
 | tokens_per_second_at_most | bytes, which weights, memory in place of arithmetic |
-| flops_by_hooks | one token, shapes, what runs, what counts, hooks removed, GPT-2 in small |
+| flops_by_hooks | one token, one run, shapes, what counts, hooks removed, GPT-2 in small |
 | mended_mfu | one text, eight texts (who attends to whom), another model, no peak |
 | crossing_the_ridge | square layer, widths, bytes, the highest intensity |
 
