@@ -42,8 +42,12 @@ def label(case):
 
 @pytest.mark.parametrize("ask, answer", RIGHT, ids=label)
 def test_a_right_answer_is_solved(ask, answer, capsys):
+    """And the check leaves the reader's session as it was."""
+    before = torch.get_rng_state(), signal.getsignal(signal.SIGINT), torch.is_grad_enabled()
     text = verdict(ask, capsys, answer)
     assert text.endswith("Solved.\n") and "✗" not in text, text
+    after = torch.get_rng_state(), signal.getsignal(signal.SIGINT), torch.is_grad_enabled()
+    assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
 
 
 @pytest.mark.parametrize("ask, answer, message", WRONG, ids=label)
@@ -70,6 +74,12 @@ for ask, answer in RIGHT:
         FUNCTIONS.setdefault(ask, answer)
 every_function = pytest.mark.parametrize("ask, answer", FUNCTIONS.items(), ids=label)
 every_check = pytest.mark.parametrize("ask", CHECKS.values(), ids=label)
+
+
+@every_function
+def test_where_gradients_were_switched_off(ask, answer, capsys):
+    with torch.no_grad():
+        assert verdict(ask, capsys, answer).endswith("Solved.\n")
 
 
 @every_check
