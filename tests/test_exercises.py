@@ -55,6 +55,8 @@ def test_a_wrong_answer_gets_its_message(ask, answer, message, capsys):
     text = verdict(ask, capsys, answer)
     problem = text.partition("✗")[2]
     assert message in problem and "Solved." not in text, text
+    name = problem.splitlines()[0].strip()
+    assert text.count("✗") == 1 and f"✓ {name}\n" not in text, text
 
 
 def test_every_check_is_tried_and_is_in_the_table():
