@@ -228,6 +228,13 @@ def call(function, *inputs, may_change=False):
     return result
 
 
+def call_or_none(function, *inputs):
+    """As `call`, where None may be an answer, too."""
+    if not callable(function):
+        call(function)  # which says so
+    return call(lambda *given: [function(*given)], *inputs)[0]
+
+
 def what_was_raised(error, inputs):
     text = str(error).strip().splitlines() or ["without a message"]
     message = f"Your code raised {type(error).__name__}: {text[0]}"
@@ -309,9 +316,7 @@ def number(value):
 
 def number_or_never(function, *inputs, never):
     """The number that a reader's function returns; the message for None says what means never."""
-    if not callable(function):
-        call(function)
-    got = call(lambda *given: [function(*given)], *inputs)[0]  # `call` itself refuses a None
+    got = call_or_none(function, *inputs)
     if got is None:
         raise Mistake(
             f"Your code returns None. Is the `return` missing? And what never happens is {never}."
@@ -2644,10 +2649,7 @@ def mended_mfu(mfu):
         return 2.0 * B * T * (12 * L * E**2 + V * E + 2 * L * attends_to * E)
 
     def ask(config, B, T, peak=1e12):
-        if not callable(mfu):
-            call(mfu)
-        # In a list, because `call` takes None for a missing return.
-        return call(lambda *given: [mfu(*given)], config, B, T, 0.5, peak)[0]
+        return call_or_none(mfu, config, B, T, 0.5, peak)
 
     def expect_share(config, B, T, mistakes, otherwise, peak=1e12):
         got = ask(config, B, T, peak)

@@ -122,8 +122,8 @@ def test_link_to_colab_names_this_notebook(path, notebook):
 def test_shape_of_a_lesson(path, notebook):
     texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     assert len(texts) >= 0.4 * len(notebook.cells)
-    exercises = [cell.id for cell in notebook.cells].index("exercises")
-    assert 25 <= exercises <= 51, "the lecture, up to the exercises"
+    lecture = [cell.id for cell in notebook.cells].index("quick-questions")
+    assert 25 <= lecture <= 50, "from the title to the recap"
     assert texts[0].startswith("# ")
     for part in ("**After it you can**", "**You need**", "**Time:**"):
         assert part in texts[0]
