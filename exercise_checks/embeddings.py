@@ -301,11 +301,11 @@ def waves(
     cosine_first=False,
 ):
     """The table [n_positions, E] of the original transformer, with switches for mistakes."""
-    position = torch.arange(n_positions, dtype=torch.float64)[:, None] + first  # [n_positions, 1]
-    angle = unit * position * base ** exponent(torch.arange(E // 2).double(), E)
+    position = torch.arange(n_positions)[:, None] + first  # [n_positions, 1]
+    angle = unit * position * base ** exponent(torch.arange(E // 2), E)
     parts = [angle.sin(), angle.cos()]  # 2 x [n_positions, E / 2]
     parts = parts[::-1] if cosine_first else parts
-    return (torch.cat(parts, 1) if halves else torch.stack(parts, 2).flatten(1)).float()
+    return torch.cat(parts, 1) if halves else torch.stack(parts, 2).flatten(1)
 
 
 def waves_by_column(n_positions, E, factor):
