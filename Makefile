@@ -1,44 +1,59 @@
 # Two commands do everything on a fresh machine: `make lab` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest --timeout=600
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=300
 COLAB ?= python3.13
 
-.PHONY: lab test test-colab slides bench outputs format publish
+.PHONY: lab test test-lab test-colab slides bench gpu outputs format publish
 
 lab: .venv/installed  ## open the series in JupyterLab
 	$(BIN)/jupyter lab --allow-root --LabApp.default_url=/lab/tree/notebooks/01_embeddings.ipynb
 
-test: .venv/installed  ## the helper, the form of the notebooks, every notebook under strict nbval
+test: .venv/installed-dev  ## the modules, the form of the notebooks, every notebook under strict nbval
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(BIN)/python -m pytest $(NBVAL) tests notebooks
+	$(PYTEST) $(NBVAL) tests notebooks
 
-test-colab: .venv/installed .venv-colab/installed  ## every notebook alone, in Colab's versions
-	.venv-colab/bin/python -m pip uninstall --quiet --yes torchinfo
-	COLAB_PYTHON=$(CURDIR)/.venv-colab/bin/python $(BIN)/python -m pytest tests/test_colab.py
+test-lab: .venv/installed-dev  ## every notebook from the first cell to the last, in JupyterLab
+	RUN_IN_LAB=all $(PYTEST) tests/test_jupyterlab.py
 
-slides: .venv/installed  ## a deck for each notebook, in slides/: one file, no network needed
+test-colab: .venv/installed-dev .venv-colab/installed  ## every notebook alone, in Colab's versions
+	COLAB_PYTHON=$(CURDIR)/.venv-colab/bin/python $(PYTEST) tests/test_colab.py
+
+slides: .venv/installed-dev  ## a deck for each notebook, in slides/: one file, no network needed
 	$(BIN)/python tools/make_slides.py
 
-bench: .venv/installed  ## beside transformers: time, memory, share of the machine's limit
-	$(BIN)/python benchmarks/compare.py --save benchmarks/results.md
+bench: .venv/installed-dev  ## beside transformers: time, memory, share of the machine's limit
+	$(BIN)/python benchmarks/compare.py --save benchmarks/README.md
 
-outputs: .venv/installed  ## execute every notebook and save its outputs
+gpu: .venv/installed  ## everything that is measured on a GPU, in one go, to gpu_report/
+	$(BIN)/python tools/measure_gpu.py --out gpu_report
+
+outputs: .venv/installed-dev  ## execute every notebook and save its outputs
 	$(BIN)/python tools/save_outputs.py
 
-format: .venv/installed  ## format code, in notebooks too
+format: .venv/installed-dev  ## format code, in notebooks too
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-publish: .venv/installed  ## make publish REPO=owner/name [REV=main]: the address in every notebook
+publish: .venv/installed-dev  ## make publish REPO=owner/name [REV=main]: the address in every notebook
 	$(BIN)/python tools/set_repository.py $(REPO) $(REV)
 
-.venv/installed: requirements.txt
-	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), 'Python 3.11 or newer is needed'"
+.venv/installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), 'Python 3.11 or newer is needed'"
+	@echo "Making an environment in .venv for the notebooks."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -r requirements.txt
-	touch $@
+	$(BIN)/python tools/install_torch.py
+	@echo "Installing JupyterLab and the other packages of requirements.txt."
+	$(BIN)/python -m pip install -r requirements.txt
+	@touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.txt
+	@echo "Installing what tests, slides and benchmarks need on top (requirements-dev.txt)."
+	$(BIN)/python -m pip install -r requirements-dev.txt
+	@touch $@
 
 .venv-colab/installed: tests/colab.txt
+	@echo "Making an environment in .venv-colab with the versions of Colab: a few GB."
 	$(COLAB) -m venv .venv-colab
-	.venv-colab/bin/python -m pip install --quiet -r tests/colab.txt
-	touch $@
+	.venv-colab/bin/python -m pip install -r tests/colab.txt
+	@touch $@

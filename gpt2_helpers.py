@@ -1,4 +1,4 @@
-"""GPT-2 as the notebooks build it: model, tokenizer, real text, arithmetic, timing, colours.
+"""GPT-2 as the notebooks build it: model, published weights, tokenizer, text, arithmetic, device.
 
 Every notebook builds its own part step by step, proves that it equals the class here, and
 imports it from then on. Shapes are written in one vocabulary:
@@ -11,30 +11,22 @@ Source of the architecture: Radford et al., "Language Models are Unsupervised Mu
 Learners" (2019), and the layout of the checkpoints that OpenAI published with it.
 """
 
-import csv
 import hashlib
-import io
 import math
-import os
 import platform
 import re
-import statistics
-import time
 from dataclasses import dataclass, fields
-from datetime import date
 from functools import lru_cache
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import psutil
 import tiktoken
 import torch
 import torch.nn.functional as F
-from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from torch import nn
-from torch.autograd.graph import saved_tensors_hooks
 
-DATA = Path(__file__).resolve().parent / "data"
+HERE = Path(__file__).resolve().parent
+# Beside this file in the repository; under a name of its own where the series is installed.
+DATA = next(path for path in (HERE / "gpt2_notebooks_data", HERE / "data") if path.is_dir())
 
 # ------------------------------------------------------------------------------- the model
 
@@ -148,16 +140,25 @@ class GPT2(nn.Module):
         a standard deviation of 0.01; 0.02 throughout is what transformers and others do.
         `generator` is a torch.Generator on the model's device.
         """
+        std, into_the_stream = 0.02, 0.02 / math.sqrt(2 * self.config.n_layer)
+        self.wte.weight.normal_(0.0, std, generator=generator)
+        self.wpe.weight.normal_(0.0, std, generator=generator)
+        for block in self.blocks:
+            for layer, layer_std in [
+                (block.attn.qkv, std),
+                (block.attn.proj, into_the_stream),
+                (block.mlp.fc, std),
+                (block.mlp.proj, into_the_stream),
+            ]:
+                layer.weight.normal_(0.0, layer_std, generator=generator)
+                layer.bias.zero_()
+            block.ln_1.reset_parameters()  # gain 1, bias 0
+            block.ln_2.reset_parameters()
+        self.ln_f.reset_parameters()
         if self.config.tie_weights:
             self.unembed.weight = self.wte.weight  # one Parameter, two users
-        for name, parameter in self.named_parameters():
-            if name.endswith(".bias"):
-                parameter.zero_()
-            elif "ln_" in name:
-                parameter.fill_(1.0)
-            else:
-                scale = 1 / math.sqrt(2 * self.config.n_layer) if ".proj." in name else 1.0
-                parameter.normal_(0.0, 0.02 * scale, generator=generator)
+        else:
+            self.unembed.weight.normal_(0.0, std, generator=generator)
 
     def forward(self, ids):
         check_ids(ids, self.config, self.wte.weight.device)
@@ -399,28 +400,7 @@ def training_memory(config, batch_size, seq_len):
     }
 
 
-def kept_for_backward(function):
-    """Bytes of all tensors that autograd keeps between `function()` and its backward pass.
-
-    Weights are among them; tensors that share their memory count once. Raises ValueError on the
-    meta device, which keeps nothing.
-    """
-    storages = {}
-
-    def keep(tensor):
-        if tensor.is_meta:
-            raise ValueError("tensors on the meta device take no memory")
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage
-        return tensor
-
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = function()  # bound to a name, so that nothing is freed before it is counted
-    del result
-    return sum(storage.nbytes() for storage in storages.values())
-
-
-# ---------------------------------------------------------------------- devices and timing
+# --------------------------------------------------------------------------------- device
 
 
 def pick_device():
@@ -442,448 +422,3 @@ def describe_device(device):
         name = found.group(1)
     threads = torch.get_num_threads()
     return f"{name}, {threads} thread{'s' if threads > 1 else ''}"
-
-
-def synchronize(device):
-    """Wait until the device has finished all work it was given; the CPU always has."""
-    if torch.device(device).type != "cpu":
-        torch.accelerator.synchronize(device)
-
-
-def measure(function, device, repeats=5, warmup=1):
-    """Wall-clock seconds of each of `repeats` calls of `function()`, after `warmup` uncounted ones.
-
-    The clock starts and stops when the device has nothing left to do, so a call's own work is
-    measured, all of it, and nothing else. Freeing its result is not.
-    """
-    for _ in range(warmup):
-        function()
-    seconds = []
-    for _ in range(repeats):
-        synchronize(device)
-        start = time.perf_counter()
-        result = function()
-        synchronize(device)
-        seconds.append(time.perf_counter() - start)
-        del result
-    return seconds
-
-
-CGROUP = Path("/sys/fs/cgroup")  # where Linux writes the limits of a container
-
-
-def free_memory(device):
-    """Bytes that can still be reserved on a device; where that is unknown, in the machine.
-
-    On a GPU, memory that PyTorch holds in reserve counts as free. In a container with a limit of
-    its own (Linux), what is left of that limit counts.
-    """
-    if torch.device(device).type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
-    free = psutil.virtual_memory().available
-    limit = CGROUP / "memory.max"
-    if limit.exists() and limit.read_text().strip().isdigit():
-        cache = re.search(r"inactive_file (\d+)", (CGROUP / "memory.stat").read_text())
-        used = int((CGROUP / "memory.current").read_text()) - int(cache.group(1))
-        free = min(free, int(limit.read_text()) - used)
-    return free
-
-
-SIZES = [(1, 64), (1, 128), (1, 256), (1, 512), (1, 1024), (2, 1024), (4, 1024), (8, 1024)]
-
-
-def choose_batch(config, device, flops_per_second, seconds=math.inf, passes=1):
-    """The largest batch of SIZES that a device can train: (B, T), and the reason for it in words.
-
-    Memory: a training step may take three quarters of what is free; on devices other than CPUs and
-    CUDA's, attention is taken to store its scores, [B, H, T, T] twice in each block. Time: `passes`
-    forward passes may take `seconds` at `flops_per_second`; the smallest batch is always allowed.
-    Raises MemoryError if nothing fits.
-    """
-    stores_scores = torch.device(device).type not in ("cpu", "cuda")
-    allowed, limit = 0.75 * free_memory(device), "the lecture's size"
-    sizes = [(B, T) for B, T in SIZES if config.n_positions >= T] or [(1, config.n_positions)]
-    for B, T in reversed(sizes):
-        memory = sum(training_memory(config, B, T).values())
-        memory += stores_scores * 4 * 2 * config.n_layer * B * config.n_head * T * T
-        wait = passes * forward_flops(config, B, T) / flops_per_second
-        if memory > allowed:
-            limit = (
-                f"{B} x {T} needs {memory / 1e9:.1f} GB, and {allowed / 1e9:.1f} GB are to spare"
-            )
-        elif wait > seconds and sizes[0] != (B, T):
-            limit = f"{B} x {T} would take about {wait:.0f} s, and {seconds:.0f} s are allowed"
-        else:
-            return (B, T), limit
-    raise MemoryError(f"too little free memory to train even {B} x {T}: {limit}")
-
-
-A100 = {"float32": 19.5, "tf32": 156, "bfloat16": 312, "float16": 312}
-H100 = {"float32": 67, "tf32": 494, "bfloat16": 989, "float16": 989}
-DATA_SHEETS = {  # NVIDIA's: dense TFLOP/s in each format, TB/s of memory; keys as PyTorch names it
-    "Tesla T4": {"float32": 8.1, "float16": 65, "memory": 0.32},
-    "NVIDIA A100-SXM4-40GB": A100 | {"memory": 1.555},
-    "NVIDIA A100-SXM4-80GB": A100 | {"memory": 2.039},
-    "NVIDIA H100 80GB HBM3": H100 | {"memory": 3.35},
-}
-
-
-def data_sheet(device):
-    """Peaks of a device by its maker's data sheet, or None: an unknown device is not guessed.
-
-    {"float32": TFLOP/s, ..., "memory": TB/s}; a format that the chip lacks is missing.
-    """
-    if torch.device(device).type != "cuda":
-        return None
-    return DATA_SHEETS.get(torch.cuda.get_device_name(device))
-
-
-def matrix_peak(device, dtype=torch.float32, size=2048, repeats=8):
-    """FLOP/s of the fastest large matrix product seen on a device: what a model can hope for.
-
-    A product of two [size, size] matrices, and larger ones while they take under 20 ms. On a CPU,
-    PyTorch's float32 products run in one library (MKL, on x86) though oneDNN, which is there as
-    well, may be faster; so both are tried.
-    """
-    with torch.inference_mode():
-        left, right = torch.randn(2, size, size).to(device, dtype)
-        products = [lambda: left @ right]
-        if left.is_cpu and dtype == torch.float32 and torch.backends.mkldnn.is_available():
-            left_onednn, right_onednn = left.to_mkldnn(), right.to_mkldnn()
-            products.append(lambda: torch._C._nn.mkldnn_linear(left_onednn, right_onednn))
-        fastest = min(min(measure(product, device, repeats)) for product in products)
-    rate = 2 * size**3 / fastest
-    if fastest < 0.02 and 2048 <= size < 8192:
-        return max(rate, matrix_peak(device, dtype, 2 * size, repeats))
-    return rate
-
-
-# ------------------------------------------------------------------------- files of timings
-
-TIMING_COLUMNS = {  # column: what its text must match
-    "source": r"measured|reported",
-    "device": r"[a-z]+",  # cpu, cuda, mps, ...
-    "machine": r".+",  # describe_device()
-    "threads": r"[1-9]\d*|",
-    "versions": r".*",
-    "model": "|".join(GPT2_CONFIGS),
-    "dtype": r"float32|tf32|bfloat16|float16",
-    "batch_size": r"\d+",  # 0 x 0 where there is no batch
-    "seq_len": r"\d+",
-    "experiment": r".+",
-    "repeats": r"[1-9]\d*",
-    "median_s": r".+",
-    "low_s": r".+",
-    "high_s": r".+",
-    "date": r"\d{4}-\d\d-\d\d|",
-    "note": r".*",
-}
-
-
-def timing(experiment, device, seconds, batch_size=0, seq_len=0, dtype="float32", model="gpt2"):
-    """One row of a file of timings, a dict: this machine, now; median and range of `seconds`."""
-    return {
-        "source": "measured",
-        "device": torch.device(device).type,
-        "machine": describe_device(device),
-        "threads": torch.get_num_threads(),
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
-        "model": model,
-        "dtype": dtype,
-        "batch_size": batch_size,
-        "seq_len": seq_len,
-        "experiment": experiment,
-        "repeats": len(seconds),
-        "median_s": statistics.median(seconds),
-        "low_s": min(seconds),
-        "high_s": max(seconds),
-        "date": date.today().isoformat(),
-        "note": "",
-    }
-
-
-def save_timings(path, rows):
-    """Write rows to a CSV, whole or not at all; times are rounded to six digits.
-
-    Other entries of a row than TIMING_COLUMNS are left out. A file that is there already is
-    replaced if it holds timings, or nothing. Raises ValueError if it does not, or if a row makes
-    no sense, and OSError as `open` does; the file is then as it was.
-    """
-    path, rows = Path(path).resolve(), list(rows)
-    if not rows:
-        raise ValueError("there are no timings to save")
-    if path.exists() and path.stat().st_size:
-        try:
-            read_timings(path)
-        except ValueError as error:
-            raise ValueError(f"{error}. Rename or delete {path.name}: it is in the way") from None
-    text = io.StringIO()
-    writer = csv.DictWriter(text, TIMING_COLUMNS, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow(row | {k: f"{float(row[k]):.6g}" for k in ("median_s", "low_s", "high_s")})
-    _parse_timings("the rows to be saved", text.getvalue())
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text.getvalue(), encoding="utf-8", newline="")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def read_timings(*paths):
-    """The rows of any number of files of timings: dicts, numbers as numbers.
-
-    Raises ValueError with file and line for a row that is cut off or makes no sense.
-    """
-    rows = []
-    for path in map(Path, paths):
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError:
-            raise ValueError(f"{path.name}, line 1: this is not text in UTF-8") from None
-        rows += _parse_timings(path.name, text)
-    return rows
-
-
-def _parse_timings(name, text):
-    lines = text.rstrip().split("\n")
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            values = next(csv.reader([line.rstrip("\r")], strict=True), [])
-            if number > 1:
-                rows.append(_timing_of(values))
-            elif values != list(TIMING_COLUMNS):
-                raise ValueError(f"a file of timings starts with {','.join(TIMING_COLUMNS)}")
-        except (ValueError, csv.Error) as error:
-            raise ValueError(f"{name}, line {number}: {error}") from None
-    return rows
-
-
-def _timing_of(values):
-    if len(values) != len(TIMING_COLUMNS):
-        found = f"{len(values)} values in place of {len(TIMING_COLUMNS)}"
-        raise ValueError(f"{found}: is the line cut off?")
-    row = dict(zip(TIMING_COLUMNS, values, strict=True))
-    for column, pattern in TIMING_COLUMNS.items():
-        if not re.fullmatch(pattern, row[column]):
-            raise ValueError(f"{row[column]!r} is no {column}")
-    for column in ("threads", "batch_size", "seq_len", "repeats"):
-        row[column] = int(row[column]) if row[column] else None
-    for column in ("median_s", "low_s", "high_s"):
-        row[column] = float(row[column])
-    if not 0 < row["low_s"] <= row["median_s"] <= row["high_s"] < math.inf:
-        raise ValueError("the times must be positive, low_s <= median_s <= high_s")
-    if row["date"]:
-        date.fromisoformat(row["date"])
-    if row["source"] == "measured" and not (row["date"] and row["versions"] and row["threads"]):
-        raise ValueError("what is measured needs a date, versions and threads")
-    if (row["batch_size"] == 0) != (row["seq_len"] == 0):
-        raise ValueError("batch_size and seq_len are both 0 or both not")
-    return row
-
-
-# --------------------------------------------------------------------------------- figures
-
-COLOURS = {  # Okabe and Ito's palette: told apart by colour-blind readers, one colour a component
-    "token": "#0072B2",
-    "position": "#E69F00",
-    "attention": "#009E73",
-    "feed-forward": "#D55E00",
-    "residual": "#CC79A7",
-    "other": "#7F7F7F",
-}
-
-
-def set_style():
-    """Figures that can be read from the last row, on a white ground in light and dark themes."""
-    plt.rcParams.update(
-        {
-            "figure.figsize": (9, 4),
-            "figure.facecolor": "white",
-            "figure.constrained_layout.use": True,
-            "font.size": 13,
-            "axes.titlesize": 14,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "lines.linewidth": 2.5,
-        }
-    )
-
-
-def show_matrix(
-    ax,
-    matrix,
-    title,
-    rows=None,
-    columns=None,
-    numbers=None,
-    signed=False,
-    limit=None,
-    component="token",
-):
-    """Draw `matrix` [R, C] as a heat map, from white to the colour of a component.
-
-    `rows` and `columns` label its sides (lists of strings). `numbers`, a format such as ".2f",
-    writes every value into its cell in place of a colour bar. `signed` puts white at zero,
-    between blue and red. `limit` is the value of the darkest colour, the largest one by default.
-    Cells that are not finite are grey.
-    """
-    matrix = torch.as_tensor(matrix).detach().float().cpu()  # [R, C]
-    finite = matrix[matrix.isfinite()]
-    limit = limit or (finite.abs().max().item() if len(finite) else 0) or 1.0
-    shades = LinearSegmentedColormap.from_list(component, ["white", COLOURS[component]])
-    cmap, low = ("RdBu_r", -limit) if signed else (shades, 0.0)
-    image = ax.imshow(matrix, cmap=cmap, vmin=low, vmax=limit, aspect="auto")
-    ax.set_facecolor("#d0d0d0")
-    if numbers is None:
-        ax.figure.colorbar(image, ax=ax, fraction=0.046)
-    ax.set_title(title)
-    if rows is not None:
-        ax.set_yticks(range(len(rows)), rows)
-    if columns is not None:
-        ax.set_xticks(range(len(columns)), columns)
-        if max(map(len, columns)) > 3:
-            plt.setp(ax.get_xticklabels(), rotation=45, ha="right")
-    ax.spines[:].set_visible(False)
-    if numbers:
-        for r, row in enumerate(matrix.tolist()):
-            for c, value in enumerate(row):
-                ink = "white" if 0.6 * limit < abs(value) < math.inf else "black"
-                ax.text(c, r, f"{value:{numbers}}", ha="center", va="center", color=ink)
-
-
-def stacked_bars(ax, bars, unit, colours):
-    """One horizontal bar per entry of `bars` ({name: {part: amount}}), its parts side by side.
-
-    Parts of more than 4 % of the longest bar carry their amount; `colours` maps part to colour.
-    """
-    longest = max(sum(parts.values()) for parts in bars.values())
-    for row, parts in enumerate(bars.values()):
-        left = 0
-        for part, amount in parts.items():
-            ax.barh(row, amount, left=left, color=colours[part], edgecolor="white")
-            if amount > 0.04 * longest:
-                light = sum(to_rgb(colours[part])) > 1.8
-                ink = "black" if light else "white"
-                ax.text(
-                    left + amount / 2, row, f"{amount:.1f}", ha="center", va="center", color=ink
-                )
-            left += amount
-    ax.set_yticks(range(len(bars)), bars)
-    ax.invert_yaxis()
-    ax.set_xlabel(unit)
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colours[part]) for part in colours]
-    ax.legend(
-        handles, colours, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, frameon=False
-    )
-
-
-def draw_model(ax, config):
-    """Draw the path from ids to logits: the parts, the residual stream (thick), the shapes."""
-    millions = {part: f"{count / 1e6:.2f} M" for part, count in parameter_counts(config).items()}
-    stream, grey = COLOURS["residual"], "#b0b0b0"
-    ax.add_patch(plt.Rectangle((4.0, 0.15), 6.9, 4.25, facecolor="#f0f0f0", edgecolor=grey))
-
-    ax.plot((2.9, 11.1), (3.4, 3.4), color=stream, linewidth=5, solid_capstyle="butt")
-    for corners in [  # the arrows, each along its corners
-        [(0.75, 2.4), (1.1, 3.1)],
-        [(0.75, 2.0), (1.1, 1.6)],
-        [(2.9, 1.3), (3.5, 1.3), (3.5, 3.15)],
-        [(4.3, 3.4), (4.3, 1.3), (4.6, 1.3)],
-        [(5.4, 1.3), (5.7, 1.3)],
-        [(7.1, 1.3), (7.35, 1.3), (7.35, 3.15)],
-        [(7.75, 3.4), (7.75, 1.3), (8.0, 1.3)],
-        [(8.8, 1.3), (9.05, 1.3)],
-        [(10.35, 1.3), (10.6, 1.3), (10.6, 3.15)],
-        [(11.1, 3.4), (11.5, 3.4)],
-        [(12.3, 3.4), (12.6, 3.4)],
-        [(14.2, 3.4), (14.6, 3.4)],
-    ]:
-        style = {"color": "black", "linewidth": 1.8}
-        ax.plot(*zip(*corners[:-1], strict=True), **style)
-        ax.annotate("", corners[-1], corners[-2], arrowprops={"arrowstyle": "-|>", **style})
-    for x in (3.5, 7.35, 10.6):  # where something is added to the stream
-        ax.plot(x, 3.4, "o", markersize=19, mfc="white", mec=stream, mew=2.5)
-
-    unembed = "unembed\n= wte" if config.tie_weights else f"unembed\n{millions['unembed']}"
-    for x, y, width, height, text, component in [
-        (1.1, 2.6, 1.8, 1.6, f"wte\ntokens\n{millions['wte']}", "token"),
-        (1.1, 0.6, 1.8, 1.4, f"wpe\npositions\n{millions['wpe']}", "position"),
-        (4.6, 0.8, 0.8, 1.0, "ln_1", "other"),
-        (5.7, 0.6, 1.4, 1.4, f"attn\n{config.n_head} heads", "attention"),
-        (8.0, 0.8, 0.8, 1.0, "ln_2", "other"),
-        (9.05, 0.6, 1.3, 1.4, "mlp\nE→4E→E", "feed-forward"),
-        (11.5, 2.9, 0.8, 1.0, "ln_f", "other"),
-        (12.6, 2.6, 1.6, 1.6, unembed, "token"),
-    ]:
-        ax.add_patch(plt.Rectangle((x, y), width, height, facecolor=COLOURS[component]))
-        ink = "black" if component == "position" else "white"
-        centre = {"ha": "center", "va": "center", "fontsize": 13, "clip_on": True}
-        ax.text(x + width / 2, y + height / 2, text, color=ink, **centre)
-    for x, y, text in [
-        (0.35, 2.2, "ids\n[B, T]"),
-        (3.5, 4.0, "[B, T, E]"),
-        (4.35, 3.8, "X"),
-        (7.85, 3.8, "X_at"),
-        (10.58, 3.95, "X_ff"),
-        (15.15, 3.4, "logits\n[B, T, V]"),
-        (7.45, -0.25, f"this block {config.n_layer} times: {millions['blocks']}"),
-        *((x, 3.38, "+") for x in (3.5, 7.35, 10.6)),
-    ]:
-        ax.text(x, y, text, **centre)
-    ax.set(xlim=(-0.1, 15.8), ylim=(-0.6, 4.6))
-    ax.axis("off")
-
-
-THE_THREE = ("creating", "forward", "backpropagation")  # the experiments of notebook 5
-
-
-def draw_timings(rows, experiments=THE_THREE, size=(8, 1024)):
-    """A figure of timings, one line per row, on a log axis; returns the figure.
-
-    Grey is a CPU, green another device. A round mark is a measured median, a diamond a reported
-    time, a stroke anything else; the thin line is the range. Where a row has another batch than
-    `size`, its times are scaled by the FLOPs of its model, and its mark is hollow.
-    """
-
-    def scaled(row):
-        batch = row["batch_size"], row["seq_len"]
-        if not all(batch) or batch == tuple(size):
-            return 1.0
-        config = GPT2_CONFIGS[row["model"]]
-        return forward_flops(config, *size) / forward_flops(config, *batch)
-
-    groups = {e: [row for row in rows if row["experiment"] == e] for e in experiments}
-    groups = {experiment: group for experiment, group in groups.items() if group}
-    if not groups:
-        raise ValueError(f"no row is of one of the experiments {', '.join(experiments)}")
-    lines = sum(len(group) + 1 for group in groups.values())
-    fig, ax = plt.subplots(figsize=(11, 1 + 0.36 * lines))
-    y, ticks, largest = 0, {}, 0.0
-    for experiment, group in groups.items():
-        what = "one step of" if experiment == "backpropagation" else "one pass of"
-        title = f"{what} {size[0]} x {size[1]}" if any(r["seq_len"] for r in group) else "once"
-        ax.text(0, y, f" {experiment}, {title}", transform=ax.get_yaxis_transform(), weight="bold")
-        for row in sorted(group, key=lambda row: scaled(row) * row["median_s"]):
-            y += 1
-            scale = scaled(row)
-            low, middle, high = (scale * row[k] for k in ("low_s", "median_s", "high_s"))
-            colour = COLOURS["other" if row["device"] == "cpu" else "attention"]
-            marker = {"measured": "o", "reported": "D"}.get(row["source"], "|")
-            face = colour if scale == 1 else "white"
-            ax.plot((low, high), (y, y), color=colour)
-            ax.plot(middle, y, marker, color=colour, markerfacecolor=face, markersize=9, mew=2)
-            number = f"{middle:.2g}" if middle < 9.5 else f"{middle:,.0f}"
-            ax.text(1.25 * high, y, f"{row['note']} {number} s".strip(), va="center", fontsize=12)
-            kind = "" if row["model"] == "gpt2" else f", {row['model']}"
-            kind += "" if row["dtype"] == "float32" else f", {row['dtype']}"
-            name = re.sub(r"\((R|TM|tm)\)| CPU| with .*", "", row["machine"])
-            ticks[y] = (name if len(name) < 38 else name[:36] + " ...") + kind
-            largest = max(largest, high)
-        y += 1
-    ax.set(xscale="log", xlabel="seconds", xlim=(None, 25 * largest), ylim=(y - 0.4, -0.8))
-    ax.set_yticks(list(ticks), ticks.values(), fontsize=11)
-    return fig

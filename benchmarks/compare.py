@@ -1,6 +1,6 @@
 """Our GPT-2 small beside transformers' GPT2LMHeadModel: same weights, same ids, one run.
 
-    python benchmarks/compare.py [--rounds 15] [--save benchmarks/results.md]
+    python benchmarks/compare.py [--rounds 15] [--save benchmarks/README.md]
 
 Times: all models take turns in one process, in a new random order every round, and a ratio is
 taken within a round, so a slow minute of the machine meets all of them. Given are the median and
@@ -43,11 +43,11 @@ from gpt2_helpers import (  # noqa: E402
     GPT2Config,
     describe_device,
     forward_flops,
-    free_memory,
     get_batch,
     load_openai_weights,
     training_memory,
 )
+from timing_helpers import free_memory  # noqa: E402
 
 CONFIG = GPT2Config()
 ROWS = [("forward", 1, 256), ("forward", 1, 1024), ("training step", 1, 512)]
@@ -220,7 +220,7 @@ def caption(results, rounds):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15, help="how often each takes its turn")
-    parser.add_argument("--save", type=Path, help="a Markdown file for the table")
+    parser.add_argument("--save", type=Path, help="the page whose table is replaced")
     parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)  # a child process
     options = parser.parse_args()
     if options.peak:
@@ -229,8 +229,8 @@ def main():
         return
     if options.rounds < 5:
         parser.error("a spread needs at least 5 rounds")
-    if options.save and not options.save.resolve().parent.is_dir():
-        parser.error(f"there is no folder for {options.save}")
+    if options.save and not options.save.is_file():
+        parser.error(f"there is no page {options.save}")
 
     random.seed(0)
     results, memory = {}, {}
@@ -244,8 +244,9 @@ def main():
             memory[kind, B, T, name] = peak_memory_elsewhere(kind, B, T, name)
         results[kind, B, T] = compare(kind, B, T, options.rounds)
     text = f"{table(results, memory)}\n\n{caption(results, options.rounds)}\n"
-    if options.save:
-        options.save.write_text(text, encoding="utf-8")
+    if options.save:  # the table and its caption are the end of the page
+        words = options.save.read_text(encoding="utf-8").partition("| work |")[0]
+        options.save.write_text(words + text, encoding="utf-8")
     print(text)
 
 

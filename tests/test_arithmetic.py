@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import gpt2_helpers as gpt2
+from timing_helpers import kept_for_backward
 
 PUBLISHED = {  # layers, heads, width
     "gpt2": (12, 12, 768),
@@ -86,7 +87,7 @@ def test_activation_memory():
     """What autograd saves for the backward pass, storage by storage, against the formula."""
     config = gpt2.GPT2Config(vocab_size=211, n_positions=64, n_embd=128, n_layer=3, n_head=4)
     model, ids = gpt2.GPT2(config), random_ids(config, 2, 64)
-    kept = gpt2.kept_for_backward(lambda: F.cross_entropy(model(ids).flatten(0, 1), ids.flatten()))
+    kept = kept_for_backward(lambda: F.cross_entropy(model(ids).flatten(0, 1), ids.flatten()))
     memory = gpt2.training_memory(config, 2, 64)
     weights = [  # a lookup and the bias of a sum need not be kept
         parameter.nbytes
@@ -101,15 +102,15 @@ def test_activation_memory():
 def test_kept_for_backward_counts_shared_memory_once():
     weight = torch.randn(50, 50, requires_grad=True)
     x = torch.randn(10, 50)
-    assert gpt2.kept_for_backward(lambda: x @ weight) == x.nbytes
-    assert gpt2.kept_for_backward(lambda: (x @ weight, x[:5] @ weight)) == x.nbytes
-    assert gpt2.kept_for_backward(lambda: x * 2) == 0
+    assert kept_for_backward(lambda: x @ weight) == x.nbytes
+    assert kept_for_backward(lambda: (x @ weight, x[:5] @ weight)) == x.nbytes
+    assert kept_for_backward(lambda: x * 2) == 0
 
 
 def test_kept_for_backward_refuses_the_meta_device():
     weight = torch.randn(5, 5, device="meta", requires_grad=True)
     with pytest.raises(ValueError, match="meta device take no memory"):
-        gpt2.kept_for_backward(lambda: weight @ weight)
+        kept_for_backward(lambda: weight @ weight)
 
 
 def test_weights_gradients_and_optimizer_state():
@@ -125,32 +126,7 @@ def test_weights_gradients_and_optimizer_state():
     assert memory["optimizer state"] == sum(t.nbytes for t in state)
 
 
-# ------------------------------------------------------------------------- the stopwatch
-
-
-def test_measure_waits_before_the_start_and_before_the_stop(monkeypatch):
-    events = []
-    monkeypatch.setattr(gpt2, "synchronize", lambda device: events.append("wait"))
-    monkeypatch.setattr(gpt2.time, "perf_counter", lambda: events.append("clock") or len(events))
-    seconds = gpt2.measure(lambda: events.append("work"), "cuda", repeats=2, warmup=3)
-    assert events == ["work"] * 3 + ["wait", "clock", "work", "wait", "clock"] * 2
-    assert len(seconds) == 2
-
-
-def test_measure_frees_the_result_outside_the_timed_region(monkeypatch):
-    class Result:
-        alive = 0
-
-        def __init__(self):
-            Result.alive += 1
-
-        def __del__(self):
-            Result.alive -= 1
-
-    alive = []
-    monkeypatch.setattr(gpt2.time, "perf_counter", lambda: alive.append(Result.alive) or 0.0)
-    gpt2.measure(Result, "cpu", repeats=3)
-    assert alive == [0, 1, 0, 1, 0, 1]
+# ---------------------------------------------------------------------------------- device
 
 
 def test_devices():
@@ -163,18 +139,3 @@ def test_devices():
 def test_pick_device_takes_the_accelerator_if_there_is_one(monkeypatch, found):
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: found)
     assert gpt2.pick_device() == (found or torch.device("cpu"))
-
-
-def test_synchronize_waits_for_an_accelerator_only(monkeypatch):
-    waited = []
-    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
-    for device in ("cpu", torch.device("cpu"), "cuda", torch.device("cuda", 1)):
-        gpt2.synchronize(device)
-    assert waited == ["cuda", torch.device("cuda", 1)]
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_measure_on_the_gpu_waits_for_the_work():
-    matrix = torch.randn(4096, 4096, device="cuda")
-    seconds = min(gpt2.measure(lambda: matrix @ matrix, "cuda"))
-    assert 2 * 4096**3 / seconds < 2e15  # no GPU is faster than this in float32

@@ -68,6 +68,13 @@ def test_peak_memory_sees_what_is_freed_again(monkeypatch):
     assert 150e6 < peak < 400e6
 
 
-def test_the_readme_carries_the_table_that_was_saved():
-    results = (ROOT / "benchmarks" / "results.md").read_text(encoding="utf-8")
-    assert results.strip() in (ROOT / "README.md").read_text(encoding="utf-8")
+def test_saving_replaces_the_table_and_keeps_the_words(small, monkeypatch, tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text("# Words\n\n| work | old |\n", encoding="utf-8")
+    monkeypatch.setattr(compare, "ROWS", [])
+    monkeypatch.setattr(compare, "caption", lambda results, rounds: f"{rounds} rounds")
+    monkeypatch.setattr(sys, "argv", ["compare.py", "--save", str(page)])
+    compare.main()
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("# Words\n\n| work | model |") and "old" not in text
+    assert text.count("| work |") == 1 and text.endswith("\n15 rounds\n")

@@ -7,11 +7,11 @@ COLAB_PYTHON, a Python with the library versions of Colab, and runs every notebo
 
 import json
 import os
+import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
+import sysconfig
 
 import nbformat
 import pytest
@@ -20,7 +20,6 @@ from set_repository import replace_address
 from test_notebooks import IGNORED, NOTEBOOKS, ROOT, code_cells, git, tags
 
 REPOSITORY, REVISION = "teacher/a-series", "v1.0"
-FETCHED = "teacher-a-series-v1.0"
 COLAB_PYTHON = os.environ.get("COLAB_PYTHON")
 
 
@@ -28,9 +27,10 @@ COLAB_PYTHON = os.environ.get("COLAB_PYTHON")
 def origin(tmp_path_factory):
     """The series in a repository, tagged; on its branch `main` a later, different helper."""
     folder = tmp_path_factory.mktemp("origin")
-    for module in ("gpt2_helpers.py", "exercise_checks.py"):
-        shutil.copy(ROOT / module, folder)
-    shutil.copytree(ROOT / "data", folder / "data")
+    for path in [ROOT / "pyproject.toml", *ROOT.glob("*_helpers.py")]:
+        shutil.copy(path, folder)
+    for name in ("exercise_checks", "data"):
+        shutil.copytree(ROOT / name, folder / name)
     git(folder, "init", "-q", "-b", "main")
     git(folder, "add", "-A")
     git(folder, "commit", "-qm", "released")
@@ -40,29 +40,63 @@ def origin(tmp_path_factory):
     return folder
 
 
-def run(code, folder, variables=None):
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=folder,
-        env=os.environ | (variables or {}),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+class Machine:
+    """An empty folder, and a Python that has all packages but the series."""
 
-
-class Colab:
-    """An empty folder on a machine that looks like Colab, with `github` in place of GitHub."""
-
-    def __init__(self, folder, github):
+    def __init__(self, folder):
         self.content = folder / "content"
         self.content.mkdir()
+        environment = folder / "environment"
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+        self.python = environment / ("Scripts" if os.name == "nt" else "bin") / "python"
+        vars = {"base": environment, "platbase": environment}
+        self.packages = sysconfig.get_path("purelib", vars=vars)
+        with open(f"{self.packages}/all_packages.pth", "w") as file:  # but what editable ones add
+            file.write(sysconfig.get_path("purelib") + "\n")
+        # With 0 (sic) pip builds the series with what is here: the test needs no network.
+        self.variables = {"IPYTHONDIR": str(folder / "ipython"), "PIP_NO_BUILD_ISOLATION": "0"}
+
+    def run(self, code):
+        """What IPython, which knows magics, makes of a cell."""
+        return subprocess.run(
+            [self.python, "-m", "IPython", "--colors=NoColor", "-c", code],
+            cwd=self.content,
+            env=os.environ | self.variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+        )
+
+    def prints(self, code):
+        done = self.run(code)
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def fails(self, code):
+        """All that is printed; the last line must be one sentence that says what to do."""
+        done = self.run(code)
+        assert done.returncode != 0, done.stdout
+        text = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout).strip()
+        assert text.splitlines()[-1] == (
+            "ModuleNotFoundError: This kernel's Python does not have the series: on Colab pip says "
+            "above why, and elsewhere `make lab`, in a copy of the whole series, installs it and "
+            "opens JupyterLab."
+        )
+        return text
+
+
+class Colab(Machine):
+    """A machine that looks like Colab, with `github` in place of GitHub."""
+
+    def __init__(self, folder, github):
+        super().__init__(folder)
         stand_in = folder / "stand_in" / "google" / "colab"
         stand_in.mkdir(parents=True)
         (stand_in / "__init__.py").touch()
         (folder / "stand_in" / "sitecustomize.py").write_text("import google.colab\n")
         self.git_config = folder / "gitconfig"
-        self.variables = {
+        self.variables |= {
             "PYTHONPATH": str(folder / "stand_in"),
             "GIT_CONFIG_GLOBAL": str(self.git_config),
         }
@@ -70,19 +104,13 @@ class Colab:
 
     def connect(self, address):
         """Turn all of GitHub to another address; one that nobody listens on is no network."""
-        url = f'[url "{address}"]\n    insteadOf = https://github.com/{REPOSITORY}.git\n'
+        url = f'[url "{address}"]\n    insteadOf = https://github.com/{REPOSITORY}\n'
         self.git_config.write_text(url, encoding="utf-8")
 
-    def run(self, code):
-        return run(code, self.content, self.variables)
 
-    def fails(self, code):
-        """The sentence in which the setup cell says what is wrong; it must be one, on one line."""
-        done = self.run(code)
-        assert done.returncode != 0, done.stdout
-        sentence = done.stderr.strip().splitlines()[-1]
-        assert "Error: " in sentence and sentence.endswith("."), done.stderr
-        return sentence
+@pytest.fixture
+def machine(tmp_path):
+    return Machine(tmp_path)
 
 
 @pytest.fixture
@@ -97,144 +125,52 @@ def sources(path, repository=REPOSITORY, revision=REVISION):
 
 
 SETUP = sources(NOTEBOOKS[0])[0]
-FOUND = "\nprint(find_series())"
-CHECK = "\nimport gpt2_helpers; print(gpt2_helpers.__file__, len(gpt2_helpers.get_batch()[0]))"
+FOUND = "\nimport gpt2_helpers; print(gpt2_helpers.__file__, len(gpt2_helpers.get_batch()[0]))"
 
 
-def test_fetches_its_own_revision_once(colab):
-    first = colab.run(SETUP + "\n" + SETUP + CHECK)
-    assert first.returncode == 0, first.stderr
-    assert first.stdout.split() == [str(colab.content / FETCHED / "gpt2_helpers.py"), "8"]
+def test_installs_its_own_revision_once(colab):
+    before = set(os.listdir(colab.packages))
+    first = colab.prints(SETUP + FOUND).split()
+    assert first[-2:] == [os.path.join(colab.packages, "gpt2_helpers.py"), "8"]
+    added = {name for name in os.listdir(colab.packages) if "gpt2_notebooks" in name} | {
+        "exercise_checks",
+        "figure_helpers.py",
+        "gpt2_helpers.py",
+        "timing_helpers.py",
+    }
+    assert set(os.listdir(colab.packages)) - before - {"__pycache__"} == added
     colab.connect("http://127.0.0.1:9")  # what is there needs no network
-    again = colab.run(SETUP + FOUND)
-    assert again.returncode == 0, again.stderr
-    assert again.stdout.strip() == str(colab.content / FETCHED)
+    assert colab.prints(SETUP + "\n" + SETUP + FOUND).split() == first[-2:]
 
 
-def test_every_notebook_finds_helper_and_data_alone(colab):
+def test_every_notebook_finds_helpers_checks_and_data(colab):
     """Setup and imports of all notebooks; whole notebooks are run by `make test-colab`."""
-    code = ""
-    for path in NOTEBOOKS:
-        setup, imports = sources(path)[:2]
-        assert "gpt2_helpers" in imports
-        code += f"cells = {{}}; exec({setup!r}, cells); exec({imports!r}, cells)\n"
-    done = colab.run(code + CHECK)
-    assert done.returncode == 0, done.stderr
+    colab.prints(SETUP)
+    imports = [sources(path)[1] for path in NOTEBOOKS]
+    assert all("gpt2_helpers" in code for code in imports)
+    colab.prints("\n".join(f"exec({code!r}, {{}})" for code in imports) + FOUND)
 
 
-def test_without_a_network_it_says_so(colab):
+def test_without_a_network_pip_says_so_and_then_the_cell(colab):
     colab.connect("http://127.0.0.1:9")
-    sentence = colab.fails(SETUP)
-    assert "unable to access" in sentence and "Check the network" in sentence
-    assert list(colab.content.iterdir()) == []
+    assert "unable to access" in colab.fails(SETUP)
 
 
 def test_a_revision_that_is_not_there(colab):
-    sentence = colab.fails(sources(NOTEBOOKS[0], revision="v9")[0])
-    assert "branch v9 not found" in sentence
+    assert "v9" in colab.fails(sources(NOTEBOOKS[0], revision="v9")[0]).partition("Error")[0]
 
 
-def test_without_an_address_it_says_so(colab):
-    sentence = colab.fails(sources(NOTEBOOKS[0], "OWNER/REPOSITORY")[0])
-    assert "make publish" in sentence
+def test_elsewhere_nothing_is_installed(machine):
+    """A wrong kernel must not be filled with gigabytes unasked."""
+    before = set(os.listdir(machine.packages))
+    text = machine.fails(SETUP)
+    assert "pip" not in text.replace("on Colab pip says", "").replace("%pip", "")
+    assert set(os.listdir(machine.packages)) == before
 
 
-def test_a_folder_in_the_way_is_left_alone(colab):
-    mine = colab.content / FETCHED / "thesis.txt"
-    mine.parent.mkdir()
-    mine.write_text("years of work")
-    assert "is in the way: rename it" in colab.fails(SETUP)
-    assert mine.read_text() == "years of work"
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="kills a group of processes")
-def test_half_a_clone_is_repaired(colab):
-    """A runtime that dies in the middle of `git clone`: here while files are written."""
-    config = colab.git_config.read_text(encoding="utf-8")
-    attributes = colab.content.parent / "attributes"
-    attributes.write_text("harrow_pass.txt filter=slow\n")
-    colab.git_config.write_text(
-        f'{config}[core]\n    attributesFile = {attributes}\n[filter "slow"]\n'
-        '    smudge = "sleep 60; cat"\n',
-        encoding="utf-8",
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", SETUP],
-        cwd=colab.content,
-        env=os.environ | colab.variables,
-        start_new_session=True,
-    )
-    waited = time.monotonic() + 60
-    while not list(colab.content.glob("*/data/README.md")) and time.monotonic() < waited:
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    half = colab.content / FETCHED
-    assert (half / ".git").is_dir() and not (half / "gpt2_helpers.py").exists()
-
-    colab.git_config.write_text(config, encoding="utf-8")
-    done = colab.run(SETUP + FOUND)
-    assert done.returncode == 0, done.stderr
-    assert (half / "gpt2_helpers.py").exists()
-
-
-@pytest.mark.parametrize("lost", ["gpt2_helpers.py", ".git/index"])
-def test_a_clone_that_lost_a_part_is_repaired(colab, lost):
-    assert colab.run(SETUP).returncode == 0
-    (colab.content / FETCHED / lost).unlink()
-    done = colab.run(SETUP + FOUND)
-    assert done.returncode == 0, done.stderr
-    assert (colab.content / FETCHED / lost).is_file()
-
-
-RECORD = """
-import importlib.util, json, subprocess
-commands, really_find, really_run = [], importlib.util.find_spec, subprocess.run
-def recorded(command, **options):
-    if command[0] == "git":
-        return really_run(command, **options)
-    commands.append([str(part) for part in command])
-    return really_run(["git", "--version"], **options)
-subprocess.run = recorded
-def find_spec(name):
-    return really_find(name) if commands or name != "torchinfo" else None
-importlib.util.find_spec = find_spec
-"""
-
-
-def test_installs_torchinfo_and_nothing_else(colab):
-    done = colab.run(f"{RECORD}\n{SETUP}\n{SETUP}\nprint(json.dumps(commands))")
-    assert done.returncode == 0, done.stderr
-    (command,) = json.loads(done.stdout)
-    pin = "torchinfo==1.8.0"
-    assert command == [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", pin]
-    assert pin in (ROOT / "requirements.txt").read_text(encoding="utf-8").split()
-    there = colab.run(f"{RECORD}\ncommands.append(0)\n{SETUP}\nprint(len(commands))")
-    assert there.stdout == "1\n", there.stderr  # torchinfo is there: nothing is installed
-
-
-# ------------------------------------------------------------------------- not on Colab
-
-
-@pytest.mark.parametrize("folder", [ROOT, ROOT / "notebooks"], ids=["beside", "above"])
-def test_finds_the_series_without_a_word(folder):
-    done = run(SETUP + "\n" + SETUP, folder)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-def test_without_the_series_it_says_what_to_do(tmp_path):
-    done = run(SETUP, tmp_path)
-    assert done.returncode != 0
-    assert "open the notebook inside a copy of the whole series" in done.stderr
-
-
-def test_a_kernel_without_the_packages_is_told():
-    hidden = (
-        "import importlib.util as u; u.find_spec = lambda name: None if name == 'torch' else 1\n"
-    )
-    done = run(hidden + SETUP, ROOT)
-    assert done.returncode != 0
-    assert "This kernel's Python has no torch: install" in done.stderr
+def test_where_the_series_is_installed_the_cell_is_silent(machine):
+    machine.python = sys.executable
+    assert machine.prints(SETUP + "\n" + SETUP) == ""
 
 
 # -------------------------------------------------- whole notebooks, in Colab's own versions
@@ -245,11 +181,14 @@ def test_a_kernel_without_the_packages_is_told():
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs_alone_in_colabs_versions(path, colab, monkeypatch):
     """From an empty folder to the last cell, with the results that are stored."""
-    freeze = [COLAB_PYTHON, "-m", "pip", "freeze", "--all"]
-    before = set(subprocess.check_output(freeze, text=True).split())
+    added = {f"gpt2-notebooks @ git+https://github.com/{REPOSITORY}", "torchinfo==1.8.0"}
+    pip = [COLAB_PYTHON, "-m", "pip"]
+    subprocess.run([*pip, "uninstall", "-qy", "gpt2-notebooks", "torchinfo"], check=True)
+    before = set(subprocess.check_output([*pip, "freeze", "--all"], text=True).splitlines())
     kernel = colab.content.parent / "share" / "kernels" / "colab"
     kernel.mkdir(parents=True)
     launch = [COLAB_PYTHON, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    del colab.variables["PIP_NO_BUILD_ISOLATION"]  # as on Colab, pip fetches hatchling
     spec = {"argv": launch, "display_name": "Colab", "language": "python", "env": colab.variables}
     (kernel / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")
     monkeypatch.setenv("JUPYTER_PATH", str(kernel.parent.parent))
@@ -265,11 +204,13 @@ def test_runs_alone_in_colabs_versions(path, colab, monkeypatch):
         coalesce_streams=True,
         resources={"metadata": {"path": str(colab.content)}},
     ).execute()
-    for ran, cell in zip(code_cells(fresh), code_cells(stored), strict=True):
+    setup, *compared = zip(code_cells(fresh), code_cells(stored), strict=True)
+    for ran, cell in compared:
         if IGNORED not in tags(cell):
             assert text_of(ran) == text_of(cell), cell.id
-    after = set(subprocess.check_output(freeze, text=True).split())
-    assert after - before <= {"torchinfo==1.8.0"} and before <= after
+    after = set(subprocess.check_output([*pip, "freeze", "--all"], text=True).splitlines())
+    assert {line.rpartition("@")[0] or line for line in after - before} == added
+    assert before <= after
 
 
 def text_of(cell):

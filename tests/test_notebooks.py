@@ -6,7 +6,6 @@ import io
 import re
 import shutil
 import subprocess
-import symtable
 import sys
 from pathlib import Path
 
@@ -72,13 +71,7 @@ def test_counts_and_outputs(notebook):
 
 
 def test_every_code_cell_shows_something(notebook):
-    silent = [c.id for c in code_cells(notebook) if not c.outputs and c.id != "setup"]
-    only_asserts = [
-        cell.id
-        for cell in code_cells(notebook)
-        if cell.id in silent and cell.source.strip().startswith("assert")
-    ]
-    assert silent == only_asserts
+    assert [cell.id for cell in code_cells(notebook) if not cell.outputs] == ["setup"]
 
 
 def test_setup_cell_is_the_same_everywhere():
@@ -90,30 +83,18 @@ def test_setup_cell_is_the_same_everywhere():
     assert len(setups) == 1
 
 
-def names_made(cell):
-    """The names that a cell leaves behind, but for imported ones."""
-    symbols = symtable.symtable(cell.source, cell.id, "exec").get_symbols()
-    return {s.get_name() for s in symbols if s.is_assigned() and not s.is_imported()}
-
-
-def test_setup_can_be_run_again_at_any_time(notebook):
-    """It makes no name that another cell of the notebook makes too."""
-    setup, *others = map(names_made, code_cells(notebook))
-    assert "find_series" in setup and not setup & set().union(*others)
-
-
 def test_the_readme_has_every_badge_with_the_address_of_the_notebooks():
     setup = code_cells(nbformat.read(NOTEBOOKS[0], as_version=4))[0].source
-    address = set_repository.SETUP.search(setup).groups()
+    _, *address = set_repository.SETUP.search(setup).groups()
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     named = [pair for _, *pair in set_repository.COLAB.findall(readme)]
-    assert named == [list(address)] * len(SERIES)
+    assert named == [address] * len(SERIES)
 
 
 def test_link_to_colab_names_this_notebook(path, notebook):
     setup = set_repository.SETUP.search(code_cells(notebook)[0].source)
     links = re.findall(r"https://colab\.research\S+?\.ipynb", notebook.cells[0].source)
-    repository, revision = setup.groups()
+    _, repository, revision = setup.groups()
     base = f"https://colab.research.google.com/github/{repository}/blob/{revision}"
     assert links == [f"{base}/{path.relative_to(ROOT).as_posix()}"]
 
@@ -121,23 +102,13 @@ def test_link_to_colab_names_this_notebook(path, notebook):
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 def test_shape_of_a_lesson(path, notebook):
     texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
-    assert len(texts) >= 0.4 * len(notebook.cells)
-    lecture = [cell.id for cell in notebook.cells].index("quick-questions")
-    assert 25 <= lecture <= 50, "from the title to the recap"
     assert texts[0].startswith("# ")
     for part in ("**After it you can**", "**You need**", "**Time:**"):
         assert part in texts[0]
     everything = "\n".join(texts)
-    assert 2 <= everything.count("**Predict first.**") <= 6
     assert everything.index("## Recap") < everything.index("### Three quick questions")
     sections = re.findall(r"^## (\d+)\.", everything, re.MULTILINE)
     assert sections == [str(n) for n in range(1, len(sections) + 1)]
-    assert 4 <= len(sections) <= 8
-    prose = re.sub(r"(?s)```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$", "", everything)
-    assert "!" not in prose, "no exclamation marks"
-
-
-KINDS = ["write a component", "find a planted mistake", "go beyond"]
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
@@ -149,13 +120,10 @@ def test_exercises_of_a_lesson(path, notebook):
     table = re.findall(
         r"^\| (\d) \| (.+) \| (.+) \| (\d+) \| (\w+) \|$", cells["exercises"].source, re.M
     )
-    assert 3 <= len(table) <= 5
     minutes = sum(int(minutes) for *_, minutes, _ in table)
     assert f"and {minutes} for the exercises" in notebook.cells[0].source
     guide = (ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
     assert re.search(rf"\]\({path.name}\) \| \d+ min \| {minutes} min \|", guide)
-    kinds = [kind for _, _, kind, _, _ in table]
-    assert set(kinds) >= set(KINDS) and any(kind.startswith("predict") for kind in kinds)
     solved = nbformat.read(path.parent / "solutions" / f"{name}.ipynb", as_version=4)
     solutions = {cell.id: cell for cell in solved.cells}
     for number, title, _, minutes, difficulty in table:
@@ -163,9 +131,6 @@ def test_exercises_of_a_lesson(path, notebook):
         assert text.startswith(
             f"### Exercise {number} · {title}\n\n*{minutes} minutes, {difficulty}.*"
         )
-        assert 5 <= int(minutes) <= 40 and difficulty in ("easy", "medium", "hard")
-        hints = cells.get(f"exercise-{number}-task", cells[f"exercise-{number}"]).source
-        assert hints.count("<details>\n<summary>Hint ") >= 2
         answer = cells[f"exercise-{number}-answer"]
         assert "not attempted yet" in answer.outputs[0].text
         assert solutions[f"exercise-{number}"].source.startswith(
@@ -178,15 +143,6 @@ def test_exercises_of_a_lesson(path, notebook):
     questions = cells["quick-questions"].source
     assert re.findall(r"^\*\*(\d)\.\*\* ", questions, re.M) == ["1", "2", "3"]
     assert questions.count("<details>\n<summary>Answer</summary>\n\n") == 3
-
-
-def test_an_ignored_cell_is_followed_by_one_that_asserts(notebook):
-    """A time, a version or a device may differ; what must hold of it is checked next."""
-    cells = code_cells(notebook)
-    for cell, following in zip(cells, [*cells[1:], None], strict=True):
-        if IGNORED in tags(cell):
-            assert following is not None and IGNORED not in tags(following), cell.id
-            assert "assert " in following.source, f"{following.id} should assert"
 
 
 def test_compared_cells_print_no_raw_floats_and_no_addresses(notebook):
@@ -225,8 +181,11 @@ def test_no_control_characters(notebook):
         assert not re.search(r"[\x00-\x09\x0b-\x1f]", cell.source), cell.id
 
 
-def test_code_parses_without_magics(notebook):
-    for cell in code_cells(notebook):
+def test_the_setup_cell_alone_has_a_magic(notebook):
+    """All other code is plain Python, for any notebook program and for `make gpu`."""
+    setup, *others = code_cells(notebook)
+    assert "%pip" in setup.source
+    for cell in others:
         ast.parse(cell.source)
 
 

@@ -12,13 +12,13 @@ import sys
 import nbformat
 from save_outputs import ROOT, series
 
-SETUP = re.compile(r'REPOSITORY = "([^"]+)"\nREVISION = "([^"]+)"')
+SETUP = re.compile(r"(git\+https://github\.com)/([^/\s]+/[^@\s]+)@(\S+)")
 COLAB = re.compile(r"(colab\.research\.google\.com/github)/([^/]+/[^/]+)/blob/(.+?)/(?=notebooks/)")
 
 
 def replace_address(text, repository, revision):
     """`text` with every setup line and Colab link naming `repository` at `revision`."""
-    text = SETUP.sub(f'REPOSITORY = "{repository}"\nREVISION = "{revision}"', text)
+    text = SETUP.sub(rf"\g<1>/{repository}@{revision}", text)
     return COLAB.sub(rf"\g<1>/{repository}/blob/{revision}/", text)
 
 
