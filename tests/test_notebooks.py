@@ -227,6 +227,25 @@ def test_the_lecturers_guide_has_the_sections_of_the_notebooks():
         assert f"]({path.name}) | {minutes} min |" in guide
 
 
+def test_numbers_in_the_lecturers_guide_are_the_notebooks():
+    """Each is in the notebook's text or in an output that nbval compares, but for questions of the
+    guide's own. So no time or rate is among them."""
+    guide = (ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
+    number = re.compile(r"(?<![\w.,])(?:\d{1,3}(?:,\d{3})+|\d+\.\d+)(?!\w)")
+    for path in LESSONS:
+        chapter = guide.split(f"\n[{path.name}]({path.name})\n")[1].split("\n## ")[0]
+        known = ""
+        for cell in nbformat.read(path, as_version=4).cells:
+            known += cell.source.replace("{,}", ",")
+            if cell.cell_type == "code" and IGNORED not in tags(cell):
+                known += "".join(
+                    o.get("text") or o.data.get("text/plain", "") for o in cell.outputs
+                )
+        for paragraph in re.split(r"\n\n|\n(?=\d\. |- )", chapter):
+            if "*Not in the notebook.*" not in paragraph:
+                assert [n for n in number.findall(paragraph) if n not in known] == [], path.name
+
+
 def test_figures_stand_on_white(notebook):
     """Opaque, so that black text is legible on GitHub's dark pages too."""
     for cell in code_cells(notebook):
@@ -314,12 +333,42 @@ def test_a_damaged_notebook_leaves_every_address_as_it_was(copy):
     assert files_of(copy) == before
 
 
+def publish(*arguments):
+    """Run the tool as `make publish` and the workflows do; returns the process."""
+    command = [sys.executable, ROOT / "tools" / "set_repository.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
 def test_publish_without_an_address_says_how():
-    command = [sys.executable, ROOT / "tools" / "set_repository.py"]
-    for arguments, sentence in ([], "missing"), (["a"], "must look like owner/name"):
-        done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60)
-        assert done.returncode == 1 and "Traceback" not in done.stderr
-        assert sentence in done.stderr and "usage: make publish REPO=owner/name" in done.stderr
+    for arguments, sentence in ([], "usage:"), (["a"], "must look like owner/name"):
+        done = publish(*arguments)
+        assert done.returncode != 0 and sentence in done.stderr and "Traceback" not in done.stderr
+
+
+def run_tool(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["set_repository.py", *arguments])
+    set_repository.main()
+
+
+def test_the_first_push_of_a_fork_sets_its_address_and_later_ones_keep_its_tag(copy, monkeypatch):
+    run_tool(monkeypatch, "--if-another", "someone/a-fork")
+    readme = copy / "README.md"
+    assert "github/someone/a-fork/blob/main/" in readme.read_text(encoding="utf-8")
+    run_tool(monkeypatch, "someone/a-fork", "v1.0")
+    before = files_of(copy)
+    run_tool(monkeypatch, "--if-another", "someone/a-fork")
+    assert files_of(copy) == before
+
+
+def test_a_pull_request_with_another_address_is_refused(copy, monkeypatch):
+    set_repository.set_repository("someone/a-fork", "v1.0")
+    before = files_of(copy)
+    run_tool(monkeypatch, "--refuse", "someone/a-fork")
+    with pytest.raises(
+        ValueError, match="lead to someone/a-fork here, and should lead to up/stream"
+    ):
+        run_tool(monkeypatch, "--refuse", "up/stream")
+    assert files_of(copy) == before
 
 
 def git(folder, *arguments):

@@ -4,15 +4,19 @@
 
 The revision, a branch or a tag, is `main` unless given. An address of the wrong form changes
 nothing. With a tag, readers keep what they began with, whatever happens on the branch.
+
+The workflows call it, too: with --if-another a fork's first push sets its address, and with
+--refuse a pull request that brings another address along fails.
 """
 
+import argparse
 import re
 import sys
 
 import nbformat
 from save_outputs import ROOT, series
 
-SETUP = re.compile(r"(git\+https://github\.com)/([^/\s]+/[^@\s]+)@(\S+)")
+SETUP = re.compile(r"(git\+https://github\.com)/([^/\s]+/[^@\s]+)@([\w./+-]+)")
 COLAB = re.compile(r"(colab\.research\.google\.com/github)/([^/]+/[^/]+)/blob/(.+?)/(?=notebooks/)")
 
 
@@ -49,8 +53,34 @@ def set_repository(repository, revision="main"):
         path.write_text(text, encoding="utf-8", newline="\n")
 
 
+def repository_of(text):
+    """The repository to which the badges of a README lead; ValueError unless there is one."""
+    found = {repository for _, repository, _ in COLAB.findall(text)}
+    if len(found) != 1:
+        raise ValueError(f"the badges should lead to one repository, and lead to {sorted(found)}")
+    return found.pop()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("repository", help="owner/name")
+    parser.add_argument("revision", nargs="?", default="main", help="a branch or a tag")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--if-another", action="store_true", help="keep it where it is set already")
+    only.add_argument("--refuse", action="store_true", help="change nothing; fail if it differs")
+    options = parser.parse_args()
+    here = repository_of((ROOT / "README.md").read_text(encoding="utf-8"))
+    if options.refuse and here != options.repository:
+        raise ValueError(
+            f"the badges lead to {here} here, and should lead to {options.repository}: "
+            f"make publish REPO={options.repository}"
+        )
+    if not options.refuse and not (options.if_another and here == options.repository):
+        set_repository(options.repository, options.revision)
+
+
 if __name__ == "__main__":
     try:
-        set_repository(*sys.argv[1:])
-    except (TypeError, ValueError) as error:
-        sys.exit(f"{error}\nusage: make publish REPO=owner/name [REV=main]")
+        main()
+    except ValueError as error:
+        sys.exit(f"{error}")
