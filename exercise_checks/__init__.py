@@ -130,7 +130,8 @@ class exercise:  # noqa: N801 (used as a decorator)
             if not unexpected.otherwise:
                 place = ((got - right).abs() > probe.tolerance).nonzero()[0].tolist()
                 return f"The result differs from the reference, first at the index {place}."
-        return unexpected.otherwise or "The result differs from the reference."
+        otherwise = unexpected.otherwise or "The result differs from the reference."
+        return otherwise(got) if callable(otherwise) else otherwise
 
 
 # ------------------------------------------------------------- calling what a reader wrote
@@ -235,8 +236,9 @@ def expect(observe, answer, right, otherwise=None, tolerance=1e-4):
     """Compare `observe(answer)` with `right`: a tensor, a float, or anything that == compares.
 
     Where they differ, the frame observes the known mistakes, too, and `otherwise` is the message
-    if none of them gives this result. Returns what was observed. `observe` may be called again when
-    the check has gone on, so it must not use variables that are assigned anew later.
+    (or makes it of what was observed) if none of them gives this result. Returns what was observed.
+    `observe` may be called again when the check has gone on, so it must not use variables that are
+    assigned anew later.
     """
     got = observe(answer)
     if isinstance(right, torch.Tensor):
@@ -253,10 +255,23 @@ def expect_result(function, inputs, right, otherwise=None, tolerance=1e-4):
     return expect(lambda answer: call(answer, *inputs), function, right, otherwise, tolerance)
 
 
-def expect_number(answer, right, otherwise, tolerance=0.01):
-    """As `expect`, of an answer that is itself a number; `tolerance` is relative to its size."""
-    got = number(answer)
-    return expect(number, answer, float(right), f"{got:,.10g} is not it. {otherwise}", tolerance)
+def number(value):
+    """The float of an int, a float or a tensor or array of one number; Mistake for all else."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach()  # a float has no gradient, and torch would warn of it
+    if not isinstance(value, (str, bool)):
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):
+            return float(value)
+    raise Mistake(f"The answer should be a plain number, and there is {a_kind(value)}.")
+
+
+def expect_number(answer, right, otherwise, tolerance=0.01, observe=number):
+    """As `expect`, of an answer that is a number, or of which `observe` makes one.
+
+    `tolerance` is relative to its size, and the message begins with the number.
+    """
+    right, not_it = float(right), "{:,.10g} is not it. "
+    return expect(observe, answer, right, lambda got: not_it.format(got) + otherwise, tolerance)
 
 
 def expect_kind(got, like):
@@ -270,16 +285,6 @@ def expect_kind(got, like):
         )
     if got.dtype != like.dtype:
         raise Mistake(f"The result is of type {got.dtype}; it should be {like.dtype}.")
-
-
-def number(value):
-    """The float of an int, a float or a tensor or array of one number; Mistake for all else."""
-    if isinstance(value, torch.Tensor):
-        value = value.detach()  # a float has no gradient, and torch would warn of it
-    if not isinstance(value, (str, bool)):
-        with contextlib.suppress(TypeError, ValueError, RuntimeError):
-            return float(value)
-    raise Mistake(f"The answer should be a plain number, and there is {a_kind(value)}.")
 
 
 def number_or_never(function, *inputs, never):
@@ -327,9 +332,39 @@ def drawn(module, seed=0):
     return module
 
 
+from .attention import (
+    attention_with_a_cache,
+    attention_with_loops,
+    mended_attention,
+    weights_of_another_query,
+)
 from .embeddings import (
     mended_embedding,
     merges_of_words,
     numbers_with_a_gradient,
     sinusoidal_positions,
+)
+from .gpt2_model import (
+    mended_growth,
+    next_token_loss,
+    parameters_of_a_larger_vocabulary,
+    row_by_row_step,
+)
+from .timing_lab import (
+    mended_runs,
+    speed_of_five_steps,
+    stopwatch_with_two_hands,
+    where_the_gpu_wins,
+)
+from .timing_lab_limits import (
+    crossing_the_ridge,
+    flops_by_hooks,
+    mended_mfu,
+    tokens_per_second_at_most,
+)
+from .transformer_block import (
+    mended_block,
+    parameters_of_an_xl_block,
+    post_norm_block,
+    root_mean_square_norm,
 )

@@ -1,9 +1,11 @@
 """The figures that several notebooks draw keep what their docstrings promise."""
 
 import matplotlib.pyplot as plt
+import nbformat
 import pandas as pd
 import pytest
 import torch
+from nbclient import NotebookClient
 
 import figure_helpers
 import gpt2_helpers as gpt2
@@ -98,3 +100,21 @@ def test_a_figure_shows_each_row():
 def test_a_figure_of_nothing():
     with pytest.raises(ValueError, match="no row is of one of the experiments creating, forward"):
         figure_helpers.draw_timings(pd.DataFrame(columns=list(COLUMNS)))
+
+
+@pytest.mark.parametrize("backend", ["Agg", "TkAgg", "module://matplotlib_inline.backend_inline"])
+def test_figures_appear_whatever_the_backend(backend, monkeypatch):
+    """Container images set MPLBACKEND=Agg, under which `plt.show()` shows nothing."""
+    monkeypatch.setenv("MPLBACKEND", backend)
+    code = "import matplotlib.pyplot as plt\nfrom figure_helpers import set_style\nset_style()"
+    cells = [code, "plt.plot([1, 2])\nplt.show()"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    NotebookClient(notebook, kernel_name="python3", timeout=60).execute()
+    assert notebook.cells[0].outputs == []
+    (output,) = notebook.cells[1].outputs
+    assert "image/png" in output.data
+
+
+def test_the_style_does_without_a_notebook():
+    figure_helpers.set_style()
+    assert plt.rcParams["font.size"] == 13

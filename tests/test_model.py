@@ -2,6 +2,8 @@
 
 import copy
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -279,3 +281,10 @@ def test_logits_on_the_gpu_equal_those_on_the_cpu(full_size):
     with torch.inference_mode():
         expected, logits = full_size(ids), moved(ids.to(device)).cpu()
     torch.testing.assert_close(logits, expected, atol=1e-3, rtol=0)
+
+
+def test_the_helper_imports_no_plotting_and_no_measuring():
+    """Who only wants the model waits for torch and tiktoken, and for nothing else."""
+    code = "import sys, gpt2_helpers; print(*sys.modules)"
+    modules = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+    assert not {"matplotlib", "psutil", "pandas", "IPython"} & set(modules)
