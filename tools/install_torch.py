@@ -32,10 +32,10 @@ def brings_cuda(pin):
 def main():
     pin = pinned()
     print(f"Looking for a build of {pin} that fits this machine ...", flush=True)
-    command = [*PIP, pin]
-    if brings_cuda(pin) and shutil.which("nvidia-smi"):
+    command, cuda = [*PIP, pin], brings_cuda(pin)
+    if cuda and shutil.which("nvidia-smi"):
         print("PyTorch comes with CUDA for this machine's NVIDIA GPU: several GB.", flush=True)
-    elif brings_cuda(pin):
+    elif cuda:
         print(f"No NVIDIA GPU here: PyTorch's CPU build, 200 MB, from {CPU_BUILDS}.", flush=True)
         print(f"(With CUDA, several GB: `{' '.join(command)}`, then make again.)", flush=True)
         command += ["--index-url", CPU_BUILDS]
