@@ -397,10 +397,3 @@ def test_synchronize_waits_for_an_accelerator_only(monkeypatch):
     for device in ("cpu", torch.device("cpu"), "cuda", torch.device("cuda", 1)):
         timing_helpers.synchronize(device)
     assert waited == ["cuda", torch.device("cuda", 1)]
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_measure_on_the_gpu_waits_for_the_work():
-    matrix = torch.randn(4096, 4096, device="cuda")
-    seconds = min(timing_helpers.measure(lambda: matrix @ matrix, "cuda"))
-    assert 2 * 4096**3 / seconds < 2e15  # no GPU is faster than this in float32
