@@ -10,9 +10,10 @@ COLAB ?= python3.13
 lab: .venv/installed  ## open the series in JupyterLab
 	$(BIN)/jupyter lab --allow-root --LabApp.default_url=/lab/tree/notebooks/01_embeddings.ipynb
 
-test: .venv/installed-dev  ## the modules, the form of the notebooks, every notebook under strict nbval
+test: .venv/installed-dev  ## the style of the code, the modules, the form of the notebooks, every notebook under strict nbval
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(PYTEST) $(NBVAL) tests notebooks
+	$(PYTEST) -n auto --maxprocesses=4 --dist=loadfile tests
+	$(PYTEST) $(NBVAL) notebooks
 
 test-lab: .venv/installed-dev  ## every notebook from the first cell to the last, in JupyterLab
 	RUN_IN_LAB=all $(PYTEST) tests/test_jupyterlab.py

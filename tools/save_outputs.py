@@ -3,8 +3,9 @@
     python tools/save_outputs.py [notebook ...]        all of the series by default
 
 Running it on committed notebooks changes nothing: where the compared outputs come out as they are
-stored, the times stay those that were printed when the notebook was last saved. The figure that
-the README shows is written to data/ from the cell tagged "readme".
+stored, the times stay those that were printed when the notebook was last saved. So after a change:
+first this, then commit. The figure that the README shows is written to data/ from the cell tagged
+"readme". The setup cell of every notebook is the one in setup_cell.ipy.
 """
 
 import base64
@@ -26,6 +27,7 @@ NOTEBOOK_METADATA = {
 }
 CELL_METADATA = {"tags", "cellView", "jupyter", "slideshow"}
 IGNORED = "nbval-ignore-output"
+SETUP_CELL = Path(__file__).with_name("setup_cell.ipy").read_text(encoding="utf-8").rstrip("\n")
 
 
 def series():
@@ -35,12 +37,14 @@ def series():
 
 
 def canonical(notebook):
-    """Metadata as every notebook of the series has it; cells keep what a reader needs."""
+    """Metadata and setup cell as every notebook of the series has them."""
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     notebook.metadata = nbformat.from_dict(NOTEBOOK_METADATA)
     for cell in notebook.cells:
         kept = {key: cell.metadata[key] for key in CELL_METADATA & set(cell.metadata)}
         cell.metadata = nbformat.from_dict(kept)
+        if cell.id == "setup":
+            cell.source = SETUP_CELL
     return notebook
 
 

@@ -1,4 +1,4 @@
-"""Set the address of the series in every notebook's setup cell and link, and in the README.
+"""Set the address of the series in every notebook's link, in the setup cell, and in the README.
 
     python tools/set_repository.py owner/name [revision]
 
@@ -42,8 +42,8 @@ def check_address(repository, revision):
 def set_repository(repository, revision="main"):
     """Rewrite all files; raises ValueError, before anything is written, on a wrong address."""
     check_address(repository, revision)
-    readme = ROOT / "README.md"
-    texts = {readme: replace_address(readme.read_text(encoding="utf-8"), repository, revision)}
+    pages = [ROOT / "README.md", ROOT / "tools" / "setup_cell.ipy"]
+    texts = {p: replace_address(p.read_text(encoding="utf-8"), repository, revision) for p in pages}
     for path in series():
         notebook = nbformat.read(path, as_version=4)
         for cell in notebook.cells:
