@@ -29,11 +29,23 @@ SETTINGS = {  # no question about news over the pages
 PAGE = {"width": 1100, "height": 1500}
 
 # What the pages are asked, in JavaScript. `jupyterapp` is JupyterLab itself.
+OPEN = """async ([path, start]) => {
+  const {commands, shell} = window.jupyterapp;
+  const kernelPreference = {shouldStart: start, canStart: start, autoStartDefault: start};
+  const panel = await commands.execute('docmanager:open', {path, kernelPreference});
+  await panel.context.ready;
+  await panel.revealed;
+}"""
 RUN_ALL = """async () => {
   const panel = window.jupyterapp.shell.currentWidget;
   await panel.context.ready;
   await panel.sessionContext.ready;
   await window.jupyterapp.commands.execute('notebook:run-all-cells');
+}"""
+CLOSE = """async () => {
+  const panel = window.jupyterapp.shell.currentWidget;
+  if (panel.sessionContext.session) await panel.sessionContext.shutdown();
+  panel.dispose();  // without a question about saving
 }"""
 CELLS = """() => {
   const {cells} = window.jupyterapp.shell.currentWidget.content.model.sharedModel;
@@ -84,8 +96,8 @@ LINKS = """async () => {
 
 
 @pytest.fixture(scope="module")
-def jupyterlab(tmp_path_factory):
-    """The address of a JupyterLab of its own, on a copy of the series."""
+def jupyterlab(tmp_path_factory, browser):
+    """The page of a JupyterLab of its own, on a copy of the series."""
     home = tmp_path_factory.mktemp("jupyterlab")
     series = home / "series"
     series.mkdir()
@@ -122,7 +134,13 @@ def jupyterlab(tmp_path_factory):
     address = f"http://127.0.0.1:{port}"
     try:
         wait_for(f"{address}/api/status", server, log)
-        yield address
+        page = browser.new_page(viewport=PAGE)
+        page.set_default_timeout(600_000)
+        page.goto(f"{address}/lab?reset")
+        page.wait_for_function("window.jupyterapp?.restored.then(() => true)")
+        page.evaluate("window.jupyterapp.commands.execute('application:toggle-left-area')")
+        yield page
+        page.close()
     finally:
         server.terminate()
         server.wait(30)
@@ -161,14 +179,11 @@ def take_pictures(page, folder):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_is_seen_in_jupyterlab(path, browser, jupyterlab):
-    page = browser.new_page(viewport=PAGE)
-    page.set_default_timeout(600_000)
-    page.goto(f"{jupyterlab}/lab/tree/{path.relative_to(ROOT).as_posix()}?reset")
-    page.wait_for_function("window.jupyterapp?.shell.currentWidget?.context?.isReady")
+def test_is_seen_in_jupyterlab(path, jupyterlab):
+    page = jupyterlab
+    page.evaluate(OPEN, [path.relative_to(ROOT).as_posix(), path in RUN])
     if path in RUN:
         page.evaluate(RUN_ALL)
-    page.evaluate("window.jupyterapp.commands.execute('application:toggle-left-area')")
     take_pictures(page, ROOT / "screenshots" / "jupyterlab" / path.stem)
 
     cells = page.evaluate(CELLS)
@@ -197,5 +212,4 @@ def test_is_seen_in_jupyterlab(path, browser, jupyterlab):
         assert formulas["rendered"] == formulas_in(cell["source"]), f"{cell['id']}: not rendered"
 
     assert page.evaluate(LINKS) == [], "dead links"
-    page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
-    page.close()
+    page.evaluate(CLOSE)
