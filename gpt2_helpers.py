@@ -12,16 +12,21 @@ Learners" (2019), and the layout of the checkpoints that OpenAI published with i
 """
 
 import hashlib
+import json
 import math
+import os
 import platform
 import re
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import tiktoken
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 HERE = Path(__file__).resolve().parent
@@ -129,6 +134,8 @@ class GPT2(nn.Module):
         self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=1e-5)
         self.unembed = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.register_load_state_dict_pre_hook(one_table)
+        self.register_load_state_dict_post_hook(tie)
         self.init_weights()
 
     @torch.no_grad()
@@ -155,30 +162,61 @@ class GPT2(nn.Module):
             block.ln_1.reset_parameters()  # gain 1, bias 0
             block.ln_2.reset_parameters()
         self.ln_f.reset_parameters()
-        if self.config.tie_weights:
-            self.unembed.weight = self.wte.weight  # one Parameter, two users
-        else:
+        if not self.config.tie_weights:
             self.unembed.weight.normal_(0.0, std, generator=generator)
+        tie(self)
 
     def forward(self, ids):
         check_ids(ids, self.config, self.wte.weight.device)
         positions = torch.arange(ids.shape[1], device=ids.device)  # [T]
-        X = self.wte(ids) + self.wpe(positions)  # [B, T, E] + [T, E] -> [B, T, E]
+        try:
+            tokens = self.wte(ids)  # [B, T, E]
+        except IndexError:  # "index out of range in self"; a GPU says nothing so clear
+            V = self.config.vocab_size
+            wrong = ids[(ids < 0) | (ids >= V)][0].item()
+            raise ValueError(
+                f"token id {wrong} is out of range: this model knows ids 0 to {V - 1}"
+            ) from None
+        X = tokens + self.wpe(positions)  # [B, T, E] + [T, E] -> [B, T, E]
         for block in self.blocks:
             X = block(X)  # [B, T, E]
         return self.unembed(self.ln_f(X))  # [B, T, V]
 
 
+def tie(model, *_):
+    """If the config says so, let the unembedding use the token table; again after loading, for
+    `load_state_dict(..., assign=True)` has made two Parameters."""
+    if model.config.tie_weights:
+        model.unembed.weight = model.wte.weight  # one Parameter, two users
+
+
+def one_table(model, state_dict, prefix, *_):
+    """Before loading: a tied model takes one table, under one of its names or both, never two."""
+    names = [f"{prefix}wte.weight", f"{prefix}unembed.weight"]
+    tables = [state_dict[name] for name in names if name in state_dict]
+    if model.unembed.weight is model.wte.weight and tables:
+        if tables[0] is not tables[-1] and not torch.equal(*tables):
+            raise ValueError(
+                "what is to be loaded has a token table and another unembedding, but this model "
+                "ties the two: build it with tie_weights=False"
+            )
+        state_dict |= dict.fromkeys(names, tables[0])
+
+
 def check_ids(ids, config, device):
     """Raise TypeError, ValueError or RuntimeError, in words, if a model cannot take these ids.
 
-    Ids that lie on a GPU are not read back: that would make Python wait for the GPU in every
-    forward pass. So check new ids on the CPU, or pass them through the model there once.
+    No id is read: on a GPU that would make Python wait in every forward pass.
     """
+    if isinstance(ids, torch.Tensor) and ids.numel() == 0:
+        raise ValueError(
+            f"there are no ids, the shape is {list(ids.shape)}: an empty text has no tokens. Begin "
+            "it with <|endoftext|>, id 50256"
+        )
     if not isinstance(ids, torch.Tensor) or ids.dtype not in (torch.int32, torch.int64):
         kind = str(ids.dtype) if isinstance(ids, torch.Tensor) else type(ids).__name__
         raise TypeError(f"ids must be a tensor of whole numbers (torch.int64), got {kind}")
-    if ids.ndim != 2 or 0 in ids.shape:
+    if ids.ndim != 2:
         raise ValueError(
             f"ids must have the shape [B, T] with B and T at least 1, got {list(ids.shape)}"
             + (": for one sequence use ids.unsqueeze(0)" if ids.ndim == 1 else "")
@@ -193,72 +231,101 @@ def check_ids(ids, config, device):
             f"ids are on {ids.device}, but the model is on {device}: move them with "
             f"ids.to('{device}')"
         )
-    if ids.is_cpu and not torch.compiler.is_compiling():
-        low, high = ids.aminmax()
-        if low < 0 or high >= config.vocab_size:
-            wrong = int(low if low < 0 else high)
-            raise ValueError(
-                f"token id {wrong} is out of range: this model knows ids 0 to "
-                f"{config.vocab_size - 1}"
-            )
+
+
+OPENAI_NAMES = {  # in the order of replacement
+    r"^(_orig_mod\.|module\.)*(transformer\.)?": "",
+    r"^h\.": "blocks.",
+    r"^lm_head\.": "unembed.",
+    r"\.c_attn\.": ".qkv.",
+    r"\.c_proj\.": ".proj.",
+    r"\.c_fc\.": ".fc.",
+}
 
 
 def load_openai_weights(model, state_dict):
     """Copy a published GPT-2 checkpoint into `model`; returns the model.
 
     `state_dict` has the names of OpenAI's checkpoint or of transformers'
-    `GPT2LMHeadModel.state_dict()`, with or without "transformer." in front. It stores the layers
-    of a block as [in, out], the transpose of `nn.Linear`. Raises ValueError, and leaves the model
-    as it was, if a tensor is missing, unknown, of the wrong shape, or if the model ties
-    two tensors that differ in the checkpoint. A square matrix stored the wrong way round cannot
-    be told from a right one by its shape: compare the logits with a known result.
+    `GPT2LMHeadModel.state_dict()`, also behind "transformer." or what torch.compile and
+    DataParallel put in front. It stores the layers of a block as [in, out], the transpose of
+    `nn.Linear`. Raises ValueError, and leaves the model as it was, if a tensor is missing, unknown,
+    of the wrong shape, or if the model ties two tensors that differ in the checkpoint. A square
+    matrix stored the wrong way round cannot be told from a right one by its shape: compare the
+    logits with a known result.
     """
-    theirs = {name.removeprefix("transformer."): tensor for name, tensor in state_dict.items()}
-    for name in [n for n in theirs if n.endswith((".attn.bias", ".attn.masked_bias"))]:
-        del theirs[name]  # the causal mask, which older checkpoints stored
-    theirs.setdefault("lm_head.weight", theirs.get("wte.weight"))
-
-    copies = []
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        source = name.replace("blocks.", "h.").replace("unembed", "lm_head")
-        for ours, openai in [("qkv", "c_attn"), ("proj", "c_proj"), ("fc", "c_fc")]:
-            source = source.replace(f".{ours}.", f".{openai}.")
-        tensor = theirs.pop(source, None)
-        if tensor is None:
-            raise ValueError(f"the checkpoint has no tensor named {source!r}")
+    ours = {}
+    for name, tensor in state_dict.items():
         tensor = torch.as_tensor(tensor)
-        if tensor.ndim == 2 and ".c_" in source:
+        if tensor.ndim == 2 and ".c_" in name:
             tensor = tensor.T  # [in, out] -> [out, in]
-        if tensor.shape != parameter.shape:
+        for openai, own in OPENAI_NAMES.items():
+            name = re.sub(openai, own, name)
+        if not name.endswith((".attn.bias", ".attn.masked_bias")):  # the mask, in older checkpoints
+            ours[name] = tensor
+    if "wte.weight" in ours:
+        ours.setdefault("unembed.weight", ours["wte.weight"])
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for problem, names in [
+        ("has nothing for the model's", parameters.keys() - ours.keys()),
+        ("has tensors this model has no place for:", ours.keys() - parameters.keys()),
+    ]:
+        if names:
+            raise ValueError(f"the checkpoint {problem} {', '.join(sorted(names)[:4])}")
+    for name, parameter in parameters.items():
+        if ours[name].shape != parameter.shape:
             raise ValueError(
-                f"{source!r} does not fit: the model's {name} is {list(parameter.shape)}, the "
-                f"checkpoint's tensor (as nn.Linear stores it) {list(tensor.shape)}"
+                f"{name} does not fit: it is {list(parameter.shape)} in the model, and "
+                f"{list(ours[name].shape)} (as nn.Linear stores it) in the checkpoint"
             )
-        if tensor.is_meta or parameter.is_meta:
+        if ours[name].is_meta or parameter.is_meta:
             raise ValueError(f"{name} is on the meta device, which holds shapes but no numbers")
-        copies.append((parameter, tensor))
-    if theirs:
+    model.load_state_dict(ours)
+    return model
+
+
+def save_model(path, model):
+    """Write a GPT2's weights and config to a safetensors file, whole or not at all.
+
+    A shared table stands in it once. Raises OSError as `open` does.
+    """
+    path = Path(path)
+    tied = model.unembed.weight is model.wte.weight
+    weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
+    config = json.dumps(asdict(replace(model.config, tie_weights=tied)))
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        save_file(weights, partial, {"config": config})
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_model(path, device="cpu"):
+    """The GPT2 that `save_model` wrote, on `device`.
+
+    Raises FileNotFoundError, or ValueError if the file is damaged or another program's.
+    """
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            config = GPT2Config(**json.loads(file.metadata()["config"]))
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        with torch.device("meta"):
+            model = GPT2(config)
+        model.load_state_dict(weights, assign=True)
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"the checkpoint has tensors this model has no place for: {sorted(theirs)[:4]}"
-        )
-    if model.unembed.weight is model.wte.weight:
-        table, unembedding = (t for p, t in copies if p is model.wte.weight)
-        if not torch.equal(table, unembedding):
-            raise ValueError(
-                "the checkpoint's 'lm_head.weight' differs from its 'wte.weight', but this model "
-                "ties them: build it with tie_weights=False"
-            )
-    with torch.no_grad():
-        for parameter, tensor in copies:
-            parameter.copy_(tensor)
+            f"{Path(path).name} is damaged, or was not written by save_model: {error}"
+        ) from None
     return model
 
 
 # ---------------------------------------------------------------------- tokenizer and text
 
 MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
-SPLIT_PATTERN = (  # GPT-2's own: contractions, words, numbers, punctuation, white space
-    r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+SPLIT_PATTERN = (  # GPT-2's: contractions, words, numbers, punctuation, white space; in the form
+    # of tiktoken, whose `++` keeps a long run of one kind from filling the matcher's stack
+    r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 )
 
 
@@ -282,6 +349,14 @@ class GPT2Tokenizer(tiktoken.Encoding):
     def encode_ordinary(self, text):
         """Token ids of `text`, every special token in it taken for plain text."""
         return self.encode(text)
+
+    def encode_batch(self, texts, **special):
+        """Token ids of each text, lists of lists of int; as `encode`."""
+        return [self.encode(text, **special) for text in texts]
+
+    def encode_to_numpy(self, text, **special):
+        """Token ids of `text`, an array; as `encode`."""
+        return np.array(self.encode(text, **special), dtype=np.uint32)
 
     def pieces(self, ids):
         """Each token as a string of its own; bytes that are no whole character as \\xNN."""

@@ -3,6 +3,7 @@
 Times are in seconds, memory in bytes, rates in FLOP/s. B and T are batch size and sequence length.
 """
 
+import contextlib
 import csv
 import io
 import math
@@ -75,7 +76,31 @@ def kept_for_backward(function):
     return sum(storage.nbytes() for storage in storages.values())
 
 
-CGROUP = Path("/sys/fs/cgroup")  # where Linux writes the limits of a container
+MEMBERSHIP = Path("/proc/self/cgroup")  # where Linux says in which control groups a process is,
+CGROUP = Path("/sys/fs/cgroup")  # and their limits
+
+
+def left_in_containers():
+    """Bytes that each memory limit on this process still leaves: a container, SLURM, systemd."""
+    for line in MEMBERSHIP.read_text().splitlines() if MEMBERSHIP.exists() else []:
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":  # control groups, version 2
+            root, limit, used, cache = CGROUP, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):  # version 1
+            root, limit, used = CGROUP / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            cache = "total_inactive_file"
+        else:
+            continue
+        folder = root / group.lstrip("/")
+        while folder.is_relative_to(root):  # a group inside has the limits of those around it, too
+            with contextlib.suppress(OSError, ValueError):  # no such file, or "max": no limit
+                left = int((folder / limit).read_text()) - int((folder / used).read_text())
+                stat = folder / "memory.stat"
+                freed = (
+                    re.search(rf"^{cache} (\d+)", stat.read_text(), re.M) if stat.exists() else None
+                )
+                yield left + (int(freed[1]) if freed else 0)
+            folder = folder.parent
 
 
 def free_memory(device):
@@ -87,13 +112,7 @@ def free_memory(device):
     if torch.device(device).type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    free = psutil.virtual_memory().available
-    limit = CGROUP / "memory.max"
-    if limit.exists() and limit.read_text().strip().isdigit():
-        cache = re.search(r"inactive_file (\d+)", (CGROUP / "memory.stat").read_text())
-        used = int((CGROUP / "memory.current").read_text()) - int(cache.group(1))
-        free = min(free, int(limit.read_text()) - used)
-    return free
+    return min([psutil.virtual_memory().available, *left_in_containers()])
 
 
 SIZES = [(1, 64), (1, 128), (1, 256), (1, 512), (1, 1024), (2, 1024), (4, 1024), (8, 1024)]

@@ -1,13 +1,14 @@
-"""`load_openai_weights`: right checkpoints load, damaged ones are refused and change nothing."""
+"""Checkpoints: right ones load, damaged ones are refused and change nothing; saving; the tie."""
 
 import copy
+import io
 from dataclasses import replace
 
 import pytest
 import torch
 from conftest import SMALL, random_ids, reference_model
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import gpt2_helpers as gpt2
 
@@ -86,22 +87,23 @@ def test_a_half_precision_checkpoint(saved):
 def test_missing_tensor(saved, name):
     state = load_file(saved[0])
     del state[name]
-    expect_refusal(state, f"no tensor named '{name.removeprefix('transformer.')}'")
+    ours = {"transformer.h.2.mlp.c_fc.bias": "blocks.2.mlp.fc.bias"}
+    expect_refusal(state, f"nothing for .*{ours.get(name, name.removeprefix('transformer.'))}")
 
 
 def test_extra_tensor(saved):
     state = load_file(saved[0]) | {"transformer.h.3.ln_1.weight": torch.ones(48)}
-    expect_refusal(state, r"no place for: \['h.3.ln_1.weight'\]")
+    expect_refusal(state, "no place for: blocks.3.ln_1.weight")
 
 
 def test_wrong_shape(saved):
     state = load_file(saved[0])
     state["transformer.wpe.weight"] = torch.zeros(34, 48)
-    expect_refusal(state, r"'wpe.weight' does not fit.*\[33, 48\].*\[34, 48\]")
+    expect_refusal(state, r"wpe.weight does not fit.*\[33, 48\].*\[34, 48\]")
 
 
 def test_the_checkpoint_of_another_size():
-    expect_refusal(reference_model(SMALL[2]).state_dict(), "'wte.weight' does not fit")
+    expect_refusal(reference_model(SMALL[2]).state_dict(), "has nothing for the model.s blocks.2")
 
 
 def test_layers_as_nn_linear_stores_them(saved):
@@ -109,7 +111,7 @@ def test_layers_as_nn_linear_stores_them(saved):
     for name in state:
         if ".c_" in name and name.endswith("weight"):
             state[name] = state[name].T
-    expect_refusal(state, r"c_attn.weight' does not fit.*\[144, 48\].*\[48, 144\]")
+    expect_refusal(state, r"qkv.weight does not fit.*\[144, 48\].*\[48, 144\]")
 
 
 def test_a_square_matrix_the_wrong_way_round_shows_in_the_logits(saved):
@@ -137,7 +139,10 @@ def test_truncated_file(saved, tmp_path):
 def test_an_untied_checkpoint_needs_an_untied_model():
     untied = replace(CONFIG, tie_weights=False)
     reference = reference_model(untied)
-    expect_refusal(reference.state_dict(), "'lm_head.weight' differs .* tie_weights=False")
+    expect_refusal(
+        reference.state_dict(),
+        "another unembedding, but this model ties the two: .*tie_weights=False",
+    )
     model = gpt2.load_openai_weights(gpt2.GPT2(untied), reference.state_dict())
     assert torch.equal(model.unembed.weight, reference.lm_head.weight)
 
@@ -149,3 +154,155 @@ def test_meta_tensors_are_refused(saved):
         model = gpt2.GPT2(CONFIG)
     with pytest.raises(ValueError, match="meta device"):
         gpt2.load_openai_weights(model, state)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.transformer."])
+def test_what_compile_and_parallel_training_put_in_front_of_names(saved, prefix):
+    state = {name.removeprefix("transformer."): t for name, t in load_file(saved[0]).items()}
+    plain = gpt2.load_openai_weights(gpt2.GPT2(CONFIG), state)
+    named = {prefix + name: tensor for name, tensor in state.items()}
+    other = gpt2.load_openai_weights(gpt2.GPT2(CONFIG), named)
+    assert all(map(torch.equal, plain.parameters(), other.parameters()))
+
+
+# ------------------------------------------------------------- every door leads to one table
+
+
+def two_copies(model):
+    """A state dict in which a shared table stands twice, as files have it."""
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def through_pickle(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def loaded(model, **options):
+    other = gpt2.GPT2(model.config)
+    other.load_state_dict(two_copies(model), **options)
+    return other
+
+
+DOORS = {
+    "load_state_dict": loaded,
+    "load_state_dict, assign": lambda model: loaded(model, assign=True),
+    "as a part of another module": lambda model: as_a_part(model),
+    "to_empty, then loaded": lambda model: load_into_empty(model),
+    "deepcopy": copy.deepcopy,
+    "pickle": through_pickle,
+    "to and back": lambda model: copy.deepcopy(model).to(torch.float64).to(torch.float32),
+    "compile": lambda model: torch.compile(copy.deepcopy(model), backend="eager")._orig_mod,
+}
+
+
+def as_a_part(model):
+    outer = torch.nn.ModuleDict({"gpt2": gpt2.GPT2(model.config)})
+    outer.load_state_dict({f"gpt2.{k}": v for k, v in two_copies(model).items()}, assign=True)
+    return outer["gpt2"]
+
+
+def load_into_empty(model):
+    with torch.device("meta"):
+        other = gpt2.GPT2(model.config)
+    other.to_empty(device="cpu").load_state_dict(two_copies(model))
+    return other
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_the_tie_comes_through_every_door(door):
+    model = gpt2.GPT2(CONFIG)
+    other = DOORS[door](model)
+    assert other.unembed.weight is other.wte.weight
+    assert sum(p.numel() for p in other.parameters()) == sum(p.numel() for p in model.parameters())
+    assert torch.equal(other(random_ids(CONFIG)), model(random_ids(CONFIG)))
+
+
+@pytest.mark.parametrize("options", [{}, {"assign": True}, {"strict": False}])
+def test_two_different_tables_are_refused_and_nothing_is_changed(options):
+    model = gpt2.GPT2(CONFIG)
+    before, state = two_copies(model), two_copies(gpt2.GPT2(CONFIG))
+    state["unembed.weight"] += 1
+    with pytest.raises(ValueError, match="another unembedding, but this model ties the two"):
+        model.load_state_dict(state, **options)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_one_table_is_enough():
+    model, state = gpt2.GPT2(CONFIG), two_copies(gpt2.GPT2(CONFIG))
+    del state["unembed.weight"]
+    model.load_state_dict(state)
+    assert torch.equal(model.unembed.weight, state["wte.weight"])
+
+
+# ------------------------------------------------------------------------ saving and loading
+
+
+@pytest.mark.parametrize("tie_weights", [True, False])
+def test_a_saved_model_comes_back(tie_weights, tmp_path):
+    path = tmp_path / "a folder, ä" / "model.safetensors"
+    path.parent.mkdir()
+    model = gpt2.GPT2(replace(CONFIG, tie_weights=tie_weights)).to(torch.bfloat16)
+    gpt2.save_model(path, gpt2.GPT2(CONFIG))
+    gpt2.save_model(path, model)  # a second one replaces the first
+    other = gpt2.load_model(path)
+    assert other.config == model.config
+    assert (other.unembed.weight is other.wte.weight) == tie_weights
+    for (name, ours), theirs in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(ours, theirs) and ours.dtype == theirs.dtype, name
+        assert theirs.requires_grad, name
+    assert ("unembed.weight" in load_file(path)) != tie_weights
+    assert [p.name for p in path.parent.iterdir()] == ["model.safetensors"]
+
+
+def test_a_save_that_breaks_off_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    gpt2.save_model(path, gpt2.GPT2(CONFIG))
+    before = path.read_bytes()
+
+    def break_off(*paths):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(gpt2.os, "replace", break_off)
+    with pytest.raises(OSError, match="no space"):
+        gpt2.save_model(path, gpt2.GPT2(SMALL[0]))
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def foreign(path):
+    save_file({"x": torch.zeros(2)}, path)
+
+
+def another_size(path):
+    model = gpt2.GPT2(CONFIG)
+    model.config = replace(CONFIG, n_positions=7)
+    gpt2.save_model(path, model)
+
+
+def a_part_is_missing(path):
+    model = gpt2.GPT2(CONFIG)
+    del model.ln_f
+    gpt2.save_model(path, model)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [foreign, another_size, a_part_is_missing, lambda path: path.write_bytes(b"years of work")],
+)
+def test_a_damaged_or_foreign_file_is_refused(make, tmp_path):
+    path = tmp_path / "model.safetensors"
+    make(path)
+    with pytest.raises(ValueError, match="model.safetensors is damaged, or was not written by"):
+        gpt2.load_model(path)
+
+
+def test_half_a_file_is_refused_and_none_is_not_found(tmp_path):
+    path = tmp_path / "model.safetensors"
+    gpt2.save_model(path, gpt2.GPT2(CONFIG))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="damaged"):
+        gpt2.load_model(path)
+    with pytest.raises(FileNotFoundError):
+        gpt2.load_model(tmp_path / "nothing.safetensors")

@@ -275,7 +275,7 @@ def test_a_model_for_short_texts_gets_short_ones(with_memory):
 
 
 def test_free_memory(monkeypatch):
-    monkeypatch.setattr(timing_helpers, "CGROUP", Path("no such folder"))
+    monkeypatch.setattr(timing_helpers, "MEMBERSHIP", Path("no such file"))
     assert 1e8 < timing_helpers.free_memory("cpu") < 1e14
     monkeypatch.setattr(
         timing_helpers.psutil, "virtual_memory", lambda: SimpleNamespace(available=5)
@@ -287,17 +287,59 @@ def test_free_memory(monkeypatch):
     assert timing_helpers.free_memory("cuda") == 120
 
 
-@pytest.mark.parametrize(("limit", "free"), [("1000", 1000 - 700 + 200), ("max", 900)])
-def test_free_memory_in_a_container(monkeypatch, tmp_path, limit, free):
+V2 = "0::{group}"
+V1 = "5:cpu,cpuacct:/x\n3:memory:{group}\n0::/"
+FILES = {
+    V2: ("memory.max", "memory.current", ""),
+    V1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+}
+
+
+@pytest.mark.parametrize("version", [V2, V1], ids=["v2", "v1"])
+@pytest.mark.parametrize(
+    ("limits", "group", "free"),
+    [
+        ({"": 1000}, "/", 1000 - 700 + 200),
+        ({"": "max"}, "/", 900),
+        ({}, "/", 900),
+        ({"job": 1000}, "/job", 500),  # in a group of its own: SLURM, systemd
+        ({"job/step": "max", "job": 1000}, "/job/step", 500),  # the group around it limits it
+        ({"job/step": 1300, "job": 1100}, "/job/step", 600),
+        ({"": 1000}, "/docker/4f5e", 500),  # the host's name of a group that is the root in here
+        ({"other": 800}, "/job", 900),
+    ],
+)
+def test_free_memory_in_a_container(monkeypatch, tmp_path, version, limits, group, free):
     monkeypatch.setattr(
         timing_helpers.psutil, "virtual_memory", lambda: SimpleNamespace(available=900)
     )
-    monkeypatch.setattr(timing_helpers, "CGROUP", tmp_path)
+    monkeypatch.setattr(timing_helpers, "MEMBERSHIP", tmp_path / "cgroup")
+    monkeypatch.setattr(timing_helpers, "CGROUP", tmp_path / "fs")
     assert timing_helpers.free_memory("cpu") == 900
-    (tmp_path / "memory.max").write_text(f"{limit}\n")
-    (tmp_path / "memory.current").write_text("700\n")
-    (tmp_path / "memory.stat").write_text("anon 400\nactive_file 100\ninactive_file 200\n")
+    (tmp_path / "cgroup").write_text(version.format(group=group) + "\n")
+    limit_file, used_file, total = FILES[version]
+    for name, limit in limits.items():
+        folder = tmp_path / "fs" / ("memory" if version == V1 else "") / name
+        folder.mkdir(parents=True, exist_ok=True)
+        if version == V1 and limit == "max":
+            limit = 2**63 - 4096
+        (folder / limit_file).write_text(f"{limit}\n")
+        (folder / used_file).write_text("700\n")
+        stat = f"anon 400\n{total}active_file 100\n{total}inactive_file 200\n"
+        (folder / "memory.stat").write_text(stat)
     assert timing_helpers.free_memory("cpu") == free
+
+
+@pytest.mark.parametrize("stat", [None, "anon 400\n"])
+def test_a_group_that_does_not_tell_its_cache(monkeypatch, tmp_path, stat):
+    monkeypatch.setattr(timing_helpers, "MEMBERSHIP", tmp_path / "cgroup")
+    monkeypatch.setattr(timing_helpers, "CGROUP", tmp_path)
+    (tmp_path / "cgroup").write_text("0::/\n")
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("700\n")
+    if stat:
+        (tmp_path / "memory.stat").write_text(stat)
+    assert timing_helpers.free_memory("cpu") == 300
 
 
 @pytest.mark.parametrize(
