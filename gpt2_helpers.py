@@ -323,8 +323,8 @@ def load_model(path, device="cpu"):
 # ---------------------------------------------------------------------- tokenizer and text
 
 MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
-SPLIT_PATTERN = (  # GPT-2's: contractions, words, numbers, punctuation, white space; in the form
-    # of tiktoken, whose `++` keeps a long run of one kind from filling the matcher's stack
+SPLIT_PATTERN = (  # GPT-2's: contractions, words, numbers, punctuation, white space; a long
+    # run matched by `++`, tiktoken's later form of it, does not fill the stack
     r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 )
 
@@ -333,7 +333,7 @@ class GPT2Tokenizer(tiktoken.Encoding):
     """A `tiktoken.Encoding` whose `encode` reads <|endoftext|> as plain text by default."""
 
     def encode(self, text, *, allowed_special=frozenset(), disallowed_special=()):
-        """Token ids of `text`, a list of int; TypeError or, for invalid Unicode, ValueError."""
+        """Token ids of `text`; TypeError, ValueError for invalid Unicode or a million blanks."""
         if not isinstance(text, str):
             raise TypeError(f"the text must be a str, got {type(text).__name__}")
         try:

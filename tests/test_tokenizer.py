@@ -83,6 +83,20 @@ def test_endoftext_as_one_special_token(tokenizer, reference):
     assert tokenizer.decode(ids) == text
 
 
+def test_every_door_takes_endoftext_for_text(tokenizer):
+    text, plain = f"one{END}", [505, 27, 91, 437, 1659, 5239, 91, 29]
+    assert tokenizer.encode(text) == tokenizer.encode_ordinary(text) == plain
+    assert tokenizer.encode_batch([text, text]) == [plain, plain]
+    assert tokenizer.encode_ordinary_batch([text]) == [plain]
+    assert tokenizer.encode_to_numpy(text).tolist() == plain
+
+
+@pytest.mark.parametrize("character", [" ", "a", "!", "7", "\n"])
+def test_a_million_of_one_character(tokenizer, character):
+    text = "a" + 10**6 * character
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
 def test_all_special_tokens_may_be_allowed(tokenizer):
     assert tokenizer.encode(f"a{END}", allowed_special="all") == [64, 50256]
 
