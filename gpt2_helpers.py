@@ -194,8 +194,9 @@ def one_table(model, state_dict, prefix, *_):
     """Before loading: a tied model takes one table, under one of its names or both, never two."""
     names = [f"{prefix}wte.weight", f"{prefix}unembed.weight"]
     tables = [state_dict[name] for name in names if name in state_dict]
-    if model.unembed.weight is model.wte.weight and tables:
-        if tables[0] is not tables[-1] and not torch.equal(*tables):
+    tied = model.config.tie_weights or model.unembed.weight is model.wte.weight
+    if tied and tables:
+        if not (tables[0] is tables[-1] or tables[0].is_meta or torch.equal(*tables)):
             raise ValueError(
                 "what is to be loaded has a token table and another unembedding, but this model "
                 "ties the two: build it with tie_weights=False"

@@ -190,7 +190,7 @@ DOORS = {
     "load_state_dict": loaded,
     "load_state_dict, assign": lambda model: loaded(model, assign=True),
     "as a part of another module": lambda model: as_a_part(model),
-    "to_empty, then loaded": lambda model: load_into_empty(model),
+    "to_empty, then loaded": lambda model: load_into(empty_model(), model),
     "deepcopy": copy.deepcopy,
     "pickle": through_pickle,
     "to and back": lambda model: copy.deepcopy(model).to(torch.float64).to(torch.float32),
@@ -204,10 +204,8 @@ def as_a_part(model):
     return outer["gpt2"]
 
 
-def load_into_empty(model):
-    with torch.device("meta"):
-        other = gpt2.GPT2(model.config)
-    other.to_empty(device="cpu").load_state_dict(two_copies(model))
+def load_into(other, model):
+    other.load_state_dict(two_copies(model))
     return other
 
 
@@ -230,8 +228,33 @@ def test_two_different_tables_are_refused_and_nothing_is_changed(options):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_one_table_is_enough():
-    model, state = gpt2.GPT2(CONFIG), two_copies(gpt2.GPT2(CONFIG))
+def empty_model():
+    """A model on the CPU whose tie `to_empty` has broken."""
+    with torch.device("meta"):
+        model = gpt2.GPT2(CONFIG)
+    return model.to_empty(device="cpu")
+
+
+def test_two_different_tables_are_refused_by_a_model_whose_tie_is_broken():
+    state = two_copies(gpt2.GPT2(CONFIG))
+    state["unembed.weight"] += 1
+    with pytest.raises(ValueError, match="another unembedding, but this model ties the two"):
+        empty_model().load_state_dict(state)
+    untied = reference_model(replace(CONFIG, tie_weights=False)).state_dict()
+    with pytest.raises(ValueError, match="another unembedding, but this model ties the two"):
+        gpt2.load_openai_weights(empty_model(), untied)
+
+
+def test_shapes_without_numbers_load():
+    with torch.device("meta"):
+        model, other = gpt2.GPT2(CONFIG), gpt2.GPT2(CONFIG)
+    model.load_state_dict(other.state_dict(), assign=True)
+    assert model.unembed.weight is model.wte.weight
+
+
+@pytest.mark.parametrize("make", [lambda: gpt2.GPT2(CONFIG), empty_model])
+def test_one_table_is_enough(make):
+    model, state = make(), two_copies(gpt2.GPT2(CONFIG))
     del state["unembed.weight"]
     model.load_state_dict(state)
     assert torch.equal(model.unembed.weight, state["wte.weight"])
