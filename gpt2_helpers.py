@@ -305,7 +305,7 @@ def save_model(path, model):
 def load_model(path, device="cpu"):
     """The GPT2 that `save_model` wrote, on `device`.
 
-    Raises FileNotFoundError, or ValueError if the file is damaged or another program's.
+    Raises FileNotFoundError, or ValueError if the file is cut off or another program's.
     """
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
