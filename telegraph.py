@@ -38,9 +38,8 @@ START, END = "TELEGRAM", "END"
 SKILLS = ["grammar", "choice", "copy", "arithmetic", "code book"]
 
 # ----------------------------------------------------------------------------- the grammar
-# Each function below is a generator: for one word after another it yields the skill and the
-# probabilities {word: probability}, and is sent the word that came. So the same lines write
-# telegrams, and tell the probabilities of one that is there.
+# Each function is a generator: for each word it yields the skill and {word: probability}, and is
+# sent the word that came. So the same lines write telegrams, and judge one that is there.
 
 
 def form(words):
@@ -111,8 +110,8 @@ def telegram():
 
 # ---------------------------------------------------------------------------- words and ids
 FORM = f"{START} {END} STOP TO FROM ROAD BLOCKED BY WE HAVE AND MORE MAKE CODE MEANS REPEAT THE"
-VERBS = [verb for verbs in NEWS.values() for verb in verbs]
-LISTS = [FORM.split(), STATIONS, CAUSES, THINGS, NUMBERS, CODE_WORDS, GOODS, NEWS, VERBS, OBJECTS]
+LISTS = [FORM.split(), STATIONS, CAUSES, THINGS, NUMBERS, CODE_WORDS, GOODS, OBJECTS, NEWS]
+LISTS += NEWS.values()
 VOCABULARY = list(dict.fromkeys(word for words in LISTS for word in words))  # each word once, V
 IDS = {word: i for i, word in enumerate(VOCABULARY)}
 
@@ -126,7 +125,9 @@ def encode(text):
 
 
 def decode(ids):
-    """The text of ids, a list or a tensor [T]."""
+    """The text of ids, a list or a tensor [T]; ValueError for an id that is no word's."""
+    if unknown := [int(i) for i in ids if not 0 <= i < len(VOCABULARY)]:
+        raise ValueError(f"{unknown[0]} is no id of the telegraph's: 0 to {len(VOCABULARY) - 1}")
     return " ".join(VOCABULARY[i] for i in ids)
 
 
@@ -166,12 +167,12 @@ def next_log_probabilities(prefix):
     """The true log-probabilities of the word that follows `prefix`, [V], nats, float64.
 
     `prefix` is the beginning of a telegram: a text, a list of words, or ids. A word that cannot
-    come has -inf. Raises ValueError, with the place, if no telegram begins so, or none goes on.
+    come has -inf. Raises ValueError, with the place, if no telegram begins so, or if it has ended.
     """
-    words = prefix.split() if isinstance(prefix, str) else list(prefix)
-    words = [word if isinstance(word, str) else VOCABULARY[word] for word in words]
+    words = prefix.split() if isinstance(prefix, str) else prefix
+    words = [word if isinstance(word, str) else decode([word]) for word in words]
     grammar = telegram()
-    _, probabilities = grammar.send(None)
+    _, probabilities = next(grammar)
     for place, word in enumerate(words):
         if word not in probabilities:
             before, possible = " ".join(words[:place]), " or ".join(probabilities)
@@ -188,8 +189,7 @@ def next_log_probabilities(prefix):
 def batch(count, seed):
     """`telegrams(count, seed)`, one a row, as ids and targets [B, T], T = LENGTH.
 
-    The targets are the ids one place further on. After the last one the ids are END, and the
-    targets -100, which F.cross_entropy leaves out.
+    The targets are the ids one place on; after the last, -100, which F.cross_entropy leaves out.
     """
     ids = torch.full([count, LENGTH], IDS[END])  # [B, T]
     targets = torch.full([count, LENGTH], -100)  # [B, T]

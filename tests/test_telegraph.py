@@ -30,7 +30,7 @@ def test_in_every_state_the_probabilities_sum_to_1():
 
 
 def test_frequencies_are_the_probabilities():
-    """Of 100,000 telegrams, by skill and place, after beginnings that are often seen."""
+    """In 100,000 telegrams: the first seven words, and the choices within three sentences."""
     followers = defaultdict(Counter)
     for written in telegraph.telegrams(100_000, seed=2):
         for place in range(1, 7):  # TELEGRAM TO ... FROM ... STOP and the first sentence's word
@@ -102,4 +102,9 @@ def test_a_prefix_that_no_telegram_has(prefix, message):
 def test_a_word_of_another_language():
     with pytest.raises(ValueError, match="'HELLO' is not in the telegraph's vocabulary"):
         encode("TELEGRAM TO HELLO")
+    for ids in ([-1], [len(VOCABULARY)], torch.tensor([-100])):
+        with pytest.raises(ValueError, match="is no id of the telegraph's"):
+            decode(ids)
+        with pytest.raises(ValueError, match="is no id of the telegraph's"):
+            next_log_probabilities(ids)
     assert next_log_probabilities("").argmax() == encode("TELEGRAM")[0]
