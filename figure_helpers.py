@@ -85,6 +85,18 @@ def show_matrix(
                 ax.text(c, r, f"{value:{numbers}}", ha="center", va="center", color=ink)
 
 
+def attention_weights(attn, X):
+    """How `attn`, a MultiHeadAttention, weights its tokens when it reads X [B, T, E]: [B, H, T, T].
+
+    Row t of a head sums to 1. The kernel that the layer uses never stores these weights.
+    """
+    B, T, _ = X.shape
+    q, k, _ = attn.qkv(X).view(B, T, 3, attn.n_head, -1).permute(2, 0, 3, 1, 4)  # [B, H, T, D] each
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # [B, H, T, T]
+    later = torch.ones(T, T, dtype=torch.bool, device=X.device).triu(diagonal=1)  # [T, T]
+    return scores.masked_fill(later, -torch.inf).softmax(dim=-1)  # [B, H, T, T]
+
+
 def stacked_bars(ax, bars, unit, colours):
     """One horizontal bar per entry of `bars` ({name: {part: amount}}), its parts side by side.
 
