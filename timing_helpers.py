@@ -55,11 +55,11 @@ def measure(function, device, repeats=5, warmup=1):
 # ---------------------------------------------------------------------------------- memory
 
 
-def kept_for_backward(function):
+def kept_for_backward(function, without=()):
     """Bytes of all tensors that autograd keeps between `function()` and its backward pass.
 
-    Weights are among them; tensors that share their memory count once. Raises ValueError on the
-    meta device, which keeps nothing.
+    Weights are among them, unless they are given as `without`; tensors that share their memory
+    count once. Raises ValueError on the meta device, which keeps nothing.
     """
     storages = {}
 
@@ -73,7 +73,8 @@ def kept_for_backward(function):
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         result = function()  # bound to a name, so that nothing is freed before it is counted
     del result
-    return sum(storage.nbytes() for storage in storages.values())
+    left_out = {tensor.untyped_storage().data_ptr() for tensor in without}
+    return sum(s.nbytes() for address, s in storages.items() if address not in left_out)
 
 
 MEMBERSHIP = Path("/proc/self/cgroup")  # where Linux says in which control groups a process is,
@@ -164,6 +165,27 @@ def data_sheet(device):
     if torch.device(device).type != "cuda":
         return None
     return DATA_SHEETS.get(torch.cuda.get_device_name(device))
+
+
+def number_formats(device):
+    """The formats that a device has, not those that it would only emulate: ["float32", ...].
+
+    "tf32" is float32 with fewer digits inside the products.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        new = torch.cuda.get_device_capability(device) >= (8, 0)  # A100 and later
+        return ["float32", "tf32", "bfloat16", "float16"] if new else ["float32", "float16"]
+    if device.type != "cpu":
+        return ["float32", "float16"]
+    # A small product tells: emulation on a CPU is not half as fast, but hundreds of times slower,
+    # a few GFLOP/s at most. (A busy machine may show the small float32 product as slow as that.)
+    speeds = {
+        name: matrix_peak("cpu", getattr(torch, name), size=256)
+        for name in ("float32", "bfloat16", "float16")
+    }
+    native = max(0.1 * speeds["float32"], 2e10)  # FLOP/s
+    return [name for name, speed in speeds.items() if name == "float32" or speed > native]
 
 
 def matrix_peak(device, dtype=torch.float32, size=2048, repeats=8):

@@ -128,7 +128,11 @@ def telegrams(batch, length, seed):
 
 def pieces_of(path, batch, length, seed):
     """Pieces of a text file, in GPT-2's tokens, from random places: step -> ids, targets [B, T]."""
-    tokens = torch.tensor(get_tokenizer().encode(Path(path).read_text(encoding="utf-8")))
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8: {error}") from None
+    tokens = torch.tensor(get_tokenizer().encode(text))
     if len(tokens) <= length:
         raise ValueError(f"{path} has {len(tokens)} tokens; rows of {length} need {length + 1}")
 
@@ -216,7 +220,7 @@ def read_options(arguments):
         parser.error(f"--batch {options.batch} makes no {options.accumulate} equal parts")
     if options.length > config.n_positions:
         parser.error(
-            f"--length {options.length} is more than the {config.n_positions} of the model"
+            f"--length {options.length}: {options.model} has {config.n_positions} positions"
         )
     try:
         torch.empty(0, device=options.device)
@@ -227,9 +231,7 @@ def read_options(arguments):
     if text and options.model == "telegraph":
         parser.error("the telegraph's model knows telegrams only: choose another --model")
     if not options.resume and (options.out / "losses.csv").exists():
-        parser.error(
-            f"there is a run in {options.out}: go on with --resume, or choose another --out"
-        )
+        parser.error(f"there is a run in {options.out}: add --resume, or choose another --out")
     return options
 
 
