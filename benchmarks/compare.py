@@ -10,6 +10,9 @@ model's FLOP/s (attention counted in full) are given as a share of the faster on
 Memory: the most that a process of its own held while it worked, over what it held before the
 model was made (Linux only).
 
+Before anything is timed, all must compute the same from the same weights: the logits, or the loss
+and the gradient of every parameter, but for the rounding of float32.
+
 Everything is float32 on the CPU: evaluation under inference mode, or a training step with the
 loss and AdamW in its fused form. transformers is set to compute the same: no dropout, no cache of
 keys and values, the loss taken from the logits. It comes as it is by default ("sdpa"), with a
@@ -75,7 +78,7 @@ def make_theirs(**settings):
 
 
 def make(name, kind, weights=None):
-    """The model as a function, ids [B, T] -> logits [B, T, V], and its parameters.
+    """The model as a function, ids [B, T] -> logits [B, T, V], and its parameters by their names.
 
     `weights`, a `GPT2LMHeadModel.state_dict()`, replaces the random ones.
     """
@@ -84,13 +87,13 @@ def make(name, kind, weights=None):
         theirs = make_theirs(**THEIRS[name]).train(training)
         if weights:
             theirs.load_state_dict(weights)
-        return lambda ids: theirs(ids).logits, list(theirs.parameters())
+        return lambda ids: theirs(ids).logits, dict(theirs.named_parameters())
     ours = GPT2(CONFIG).train(training)
     if weights:
         load_openai_weights(ours, weights)
     if name == ONEDNN:
         ours = mkldnn.to_mkldnn(ours)
-    return ours, list(ours.parameters())
+    return ours, dict(ours.named_parameters())
 
 
 def work(kind, batch, model, parameters):
@@ -98,7 +101,7 @@ def work(kind, batch, model, parameters):
     ids, targets = batch  # [B, T], [B, T]
     if kind == "forward":
         return torch.inference_mode()(lambda: model(ids))
-    optimizer = torch.optim.AdamW(parameters, lr=3e-5, fused=True)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=3e-5, fused=True)
 
     def step():
         optimizer.zero_grad()
@@ -110,6 +113,12 @@ def work(kind, batch, model, parameters):
     return step
 
 
+def gradients(parameters):
+    """Those that are there, a list, in one layout: transformers stores its Conv1D as [in, out]."""
+    found = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    return [grad.t() if ".c_" in name else grad for name, grad in found.items()]
+
+
 def products():
     """Square matrix products: as nn.Linear has it done, and by oneDNN where it is there."""
     layer, X = nn.Linear(MATRIX, MATRIX, bias=False), torch.randn(MATRIX, MATRIX)
@@ -118,6 +127,16 @@ def products():
         onednn, X_onednn = mkldnn.to_mkldnn(layer), X.to_mkldnn()
         jobs.append(lambda: onednn(X_onednn))
     return {name: torch.inference_mode()(job) for name, job in zip(PRODUCTS, jobs, strict=False)}
+
+
+def check_equal(results):
+    """Raise AssertionError where a contender's tensors are not ours, {name: list of tensors}."""
+    for name, tensors in results.items():
+        for its, ours in zip(tensors, results[OURS], strict=True):
+            atol = 1e-5 * ours.abs().max().item()  # float32 rounds to 6e-8 of a number
+            torch.testing.assert_close(
+                its, ours, atol=atol, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+            )
 
 
 def seconds_of(job):
@@ -132,14 +151,13 @@ def compare(kind, batch_size, seq_len, rounds):
     """{contender: its seconds, round by round}; all must compute the same first."""
     batch = get_batch(batch_size, seq_len)
     weights = make_theirs().state_dict()
-    jobs = {n: work(kind, batch, *make(n, kind, weights)) for n in contenders(kind)}
-    del weights
-    results = {name: job() for name, job in jobs.items()}  # a warm-up as well
-    for name, result in results.items():
-        torch.testing.assert_close(
-            result, results[OURS], atol=1e-4, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
-        )
-    del results, result
+    jobs, results = {}, {}
+    for name in contenders(kind):
+        model, parameters = make(name, kind, weights)
+        jobs[name] = work(kind, batch, model, parameters)
+        results[name] = [jobs[name](), *gradients(parameters)]  # a warm-up as well
+    check_equal(results)
+    del weights, results
     jobs |= products()
     for job in jobs.values():
         job()

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import gpt2_helpers as gpt2
 
@@ -12,6 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import compare  # noqa: E402
+
+FUSED = "transformers, sdpa, fused GELU"
 
 
 @pytest.fixture
@@ -29,10 +32,23 @@ def test_all_models_do_the_same_work(small, kind):
 
 
 def test_a_model_that_computes_something_else_is_refused(small, monkeypatch):
-    name = "transformers, sdpa, fused GELU"
-    monkeypatch.setitem(compare.THEIRS, name, {"layer_norm_epsilon": 0.5})
-    with pytest.raises(AssertionError, match=name):
+    monkeypatch.setitem(compare.THEIRS, FUSED, {"layer_norm_epsilon": 0.5})
+    with pytest.raises(AssertionError, match=FUSED):
         compare.compare("forward", 2, 16, rounds=5)
+
+
+def test_a_model_with_another_gradient_is_refused(small, monkeypatch):
+    make = compare.make
+
+    def with_another_gradient(name, *rest):
+        model, parameters = make(name, *rest)
+        if name == FUSED:  # its forward pass, and so the loss, are right
+            parameters["transformer.h.1.attn.c_proj.weight"].register_hook(torch.t)  # square
+        return model, parameters
+
+    monkeypatch.setattr(compare, "make", with_another_gradient)
+    with pytest.raises(AssertionError, match=FUSED):
+        compare.compare("training step", 2, 16, rounds=5)
 
 
 def test_the_table(small, monkeypatch):
