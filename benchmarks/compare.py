@@ -1,21 +1,29 @@
-"""Our GPT-2 small beside transformers' GPT2LMHeadModel: same weights, same ids, one run.
+"""Our GPT-2 beside transformers' GPT2LMHeadModel: same weights, same ids, one run.
 
     python benchmarks/compare.py [--rounds 15] [--save benchmarks/README.md]
 
+Two sizes: GPT-2 small on the story of the notebooks, and the telegraph's small model on a batch of
+telegrams. Before anything is timed, all must compute the same from the same weights: the logits,
+or the loss and the gradient of every parameter, but for the rounding of float32.
+
 Times: all models take turns in one process, in a new random order every round, and a ratio is
 taken within a round, so a slow minute of the machine meets all of them. Given are the median and
-the middle half of the ratios. The products of two square matrices take their turns as well: a
-model's FLOP/s (attention counted in full) are given as a share of the faster one's, round by round.
+the middle half of the ratios. A turn is one pass, one training step of GPT-2 small, or twenty
+steps in a row of the telegraph's model. Tokens are positions, B x T: those that fill up the row of
+a short telegram are counted, because they are computed. The products of two square matrices take
+their turns as well: a model's FLOP/s (attention counted in full) are given as a share of the
+faster one's, round by round.
 
 Memory: the most that a process of its own held while it worked, over what it held before the
 model was made (Linux only).
 
-Everything is float32 on the CPU: evaluation under inference mode, or a training step with the
-loss and AdamW in its fused form. transformers is set to compute the same: no dropout, no cache of
-keys and values, the loss taken from the logits. It comes as it is by default ("sdpa"), with a
-GELU of one kernel, as ours has, and with attention written out ("eager"). Ours comes as the
-notebooks build it, and with its nn.Linear layers handed to oneDNN by torch.utils.mkldnn, which
-has no counterpart for transformers' own Conv1D layers.
+Everything is float32 on the CPU, nothing is compiled: evaluation under inference mode, or a
+training step with the loss and AdamW in its fused form. transformers is set to compute the same:
+no dropout, no cache of keys and values, no mask but the causal one, the loss taken from the logits
+as it is from ours. It comes as it is by default ("sdpa"), with a GELU of one kernel, as ours has,
+and with attention written out ("eager"). Ours comes as the notebooks build it, and with its
+nn.Linear layers handed to oneDNN by torch.utils.mkldnn, which has no counterpart for transformers'
+own Conv1D layers.
 """
 
 import argparse
@@ -28,6 +36,7 @@ import sys
 import time
 from datetime import date
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -38,6 +47,7 @@ from torch.utils import mkldnn
 from transformers import GPT2LMHeadModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import telegraph  # noqa: E402
 from gpt2_helpers import (  # noqa: E402
     GPT2,
     GPT2Config,
@@ -49,8 +59,47 @@ from gpt2_helpers import (  # noqa: E402
 )
 from timing_helpers import free_memory  # noqa: E402
 
-CONFIG = GPT2Config()
-ROWS = [("forward", 1, 256), ("forward", 1, 1024), ("training step", 1, 512)]
+SIZES = {
+    "GPT-2 small": GPT2Config(),
+    "telegraph": GPT2Config(
+        vocab_size=len(telegraph.VOCABULARY),
+        n_positions=telegraph.LENGTH,
+        n_embd=128,
+        n_layer=2,
+        n_head=4,
+    ),
+}
+
+
+class Row(NamedTuple):
+    """The work that all contenders do: one of SIZES, "forward" or "training step", a batch."""
+
+    size: str
+    kind: str
+    batch_size: int
+    seq_len: int
+    per_turn: int = 1  # how often in a row, so that a short one can be timed well
+
+    def __str__(self):
+        return f"{self.size}: {self.kind}, {self.batch_size} × {self.seq_len}"
+
+    @property
+    def config(self):
+        return SIZES[self.size]
+
+    def batch(self):
+        """ids and targets, each [B, T]"""
+        if self.size == "telegraph":
+            return telegraph.batch(self.batch_size, seed=0)
+        return get_batch(self.batch_size, self.seq_len)
+
+
+ROWS = [
+    Row("GPT-2 small", "forward", 1, 256),
+    Row("GPT-2 small", "forward", 1, 1024),
+    Row("GPT-2 small", "training step", 1, 512),
+    Row("telegraph", "training step", 16, telegraph.LENGTH, per_turn=20),
+]
 OURS, ONEDNN = "ours", "ours, oneDNN layers"
 THEIRS = {  # name: what is set
     "transformers, sdpa": {},
@@ -67,30 +116,31 @@ def contenders(kind):
     return [OURS, *([ONEDNN] if with_onednn else []), *THEIRS]
 
 
-def make_theirs(**settings):
+def make_theirs(config, **settings):
     sizes = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
-    settings |= {name: getattr(CONFIG, name) for name in sizes}
+    settings |= {name: getattr(config, name) for name in sizes}
     settings |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "use_cache": False}
+    settings |= {"bos_token_id": None, "eos_token_id": None}  # 50256 is no id of the telegraph's
     return GPT2LMHeadModel(transformers.GPT2Config(**settings))
 
 
-def make(name, kind, weights=None):
-    """The model as a function, ids [B, T] -> logits [B, T, V], and its parameters.
+def make(name, row, weights=None):
+    """The model as a function, ids [B, T] -> logits [B, T, V], and its parameters by their names.
 
     `weights`, a `GPT2LMHeadModel.state_dict()`, replaces the random ones.
     """
-    training = kind != "forward"
+    training = row.kind != "forward"
     if name in THEIRS:
-        theirs = make_theirs(**THEIRS[name]).train(training)
+        theirs = make_theirs(row.config, **THEIRS[name]).train(training)
         if weights:
             theirs.load_state_dict(weights)
-        return lambda ids: theirs(ids).logits, list(theirs.parameters())
-    ours = GPT2(CONFIG).train(training)
+        return lambda ids: theirs(ids).logits, dict(theirs.named_parameters())
+    ours = GPT2(row.config).train(training)
     if weights:
         load_openai_weights(ours, weights)
     if name == ONEDNN:
         ours = mkldnn.to_mkldnn(ours)
-    return ours, list(ours.parameters())
+    return ours, dict(ours.named_parameters())
 
 
 def work(kind, batch, model, parameters):
@@ -98,7 +148,7 @@ def work(kind, batch, model, parameters):
     ids, targets = batch  # [B, T], [B, T]
     if kind == "forward":
         return torch.inference_mode()(lambda: model(ids))
-    optimizer = torch.optim.AdamW(parameters, lr=3e-5, fused=True)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=3e-5, fused=True)
 
     def step():
         optimizer.zero_grad()
@@ -108,6 +158,12 @@ def work(kind, batch, model, parameters):
         return loss.detach()
 
     return step
+
+
+def gradients(parameters):
+    """Those that are there, a list, in one layout: transformers stores its Conv1D as [in, out]."""
+    found = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    return [grad.t() if ".c_" in name else grad for name, grad in found.items()]
 
 
 def products():
@@ -120,44 +176,56 @@ def products():
     return {name: torch.inference_mode()(job) for name, job in zip(PRODUCTS, jobs, strict=False)}
 
 
-def seconds_of(job):
+def check_equal(results):
+    """Raise AssertionError where a contender's tensors are not ours, {name: list of tensors}."""
+    for name, tensors in results.items():
+        for its, ours in zip(tensors, results[OURS], strict=True):
+            atol = 1e-5 * ours.abs().max().item()  # float32 rounds to 6e-8 of a number
+            torch.testing.assert_close(
+                its, ours, atol=atol, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+            )
+
+
+def seconds_of(job, times):
+    """Of one call, on average over `times` in a row."""
     start = time.perf_counter()
-    result = job()
-    seconds = time.perf_counter() - start
+    for _ in range(times):
+        result = job()
+    seconds = (time.perf_counter() - start) / times
     del result
     return seconds
 
 
-def compare(kind, batch_size, seq_len, rounds):
+def compare(row, rounds):
     """{contender: its seconds, round by round}; all must compute the same first."""
-    batch = get_batch(batch_size, seq_len)
-    weights = make_theirs().state_dict()
-    jobs = {n: work(kind, batch, *make(n, kind, weights)) for n in contenders(kind)}
-    del weights
-    results = {name: job() for name, job in jobs.items()}  # a warm-up as well
-    for name, result in results.items():
-        torch.testing.assert_close(
-            result, results[OURS], atol=1e-4, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
-        )
-    del results, result
+    batch = row.batch()
+    weights = make_theirs(row.config).state_dict()
+    jobs, results = {}, {}
+    for name in contenders(row.kind):
+        model, parameters = make(name, row, weights)
+        jobs[name] = work(row.kind, batch, model, parameters)
+        results[name] = [jobs[name](), *gradients(parameters)]  # a warm-up as well
+    check_equal(results)
+    del weights, results
+    times = dict.fromkeys(jobs, row.per_turn)
     jobs |= products()
     for job in jobs.values():
         job()
     seconds = {name: [] for name in jobs}
     for _ in range(rounds):
         for name in random.sample(list(jobs), len(jobs)):
-            seconds[name].append(seconds_of(jobs[name]))
+            seconds[name].append(seconds_of(jobs[name], times.get(name, 1)))
     return seconds
 
 
-def peak_memory(kind, batch_size, seq_len, name):
+def peak_memory(row, name):
     """The most bytes this process held while it did the work, less what it held at first. Linux.
 
     For a process that does nothing else. What making the model took for a moment is left out.
     """
-    batch = get_batch(batch_size, seq_len)
+    batch = row.batch()
     before = psutil.Process().memory_info().rss
-    job = work(kind, batch, *make(name, kind))
+    job = work(row.kind, batch, *make(name, row))
     Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak so far
     for _ in range(2):
         job()
@@ -165,11 +233,11 @@ def peak_memory(kind, batch_size, seq_len, name):
     return int(peak.group(1)) * 1024 - before
 
 
-def peak_memory_elsewhere(*row):
+def peak_memory_elsewhere(row, name):
     """The same in a process of its own; None where it cannot be had."""
     if sys.platform != "linux":
         return None
-    command = [sys.executable, __file__, "--peak", *map(str, row)]
+    command = [sys.executable, __file__, "--peak", str(ROWS.index(row)), name]
     child = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     return int(child.stdout.split()[-1]) if child.returncode == 0 else None
 
@@ -181,22 +249,25 @@ def quartiles(values):
 def table(results, memory):
     """The results as Markdown, one line per row and contender."""
     lines = [
-        "| work | model | seconds | time of ours ÷ its time | memory | of the product's FLOP/s |",
-        "|---|---|---|---|---|---|",
+        "| work | model | seconds | tokens/s | time of ours ÷ its time | memory "
+        "| of the product's FLOP/s |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for (kind, B, T), seconds in results.items():
-        flops = forward_flops(CONFIG, B, T) * (1 if kind == "forward" else 3)
+    for row, seconds in results.items():
+        B, T = row.batch_size, row.seq_len
+        flops = forward_flops(row.config, B, T) * (1 if row.kind == "forward" else 3)
         fastest = map(min, zip(*(seconds[p] for p in PRODUCTS if p in seconds), strict=True))
         limits = [2 * MATRIX**3 / s for s in fastest]  # FLOP/s, round by round
-        for name in contenders(kind):
+        for name in contenders(row.kind):
             ratios = [a / b for a, b in zip(seconds[OURS], seconds[name], strict=True)]
             low, middle, high = quartiles(ratios)
             ratio = "" if name == OURS else f"{middle:.2f} ({low:.2f} to {high:.2f})"
-            peak = memory.get((kind, B, T, name))
+            peak = memory.get((row, name))
             held = f"{peak / 1e9:.2f} GB" if peak else "not measured"
             share = [flops / s / limit for s, limit in zip(seconds[name], limits, strict=True)]
+            median = statistics.median(seconds[name])
             lines.append(
-                f"| {kind}, {B} × {T} | {name} | {statistics.median(seconds[name]):.3g} "
+                f"| {row} | {name} | {median:.3g} | {B * T / median:,.0f} "
                 f"| {ratio} | {held} | {statistics.median(share):.0%} |"
             )
     return "\n".join(lines)
@@ -221,11 +292,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15, help="how often each takes its turn")
     parser.add_argument("--save", type=Path, help="the page whose table is replaced")
-    parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)  # a child process
+    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)  # a child process
     options = parser.parse_args()
     if options.peak:
-        kind, B, T, name = options.peak
-        print(peak_memory(kind, int(B), int(T), name))
+        place, name = options.peak
+        print(peak_memory(ROWS[int(place)], name))
         return
     if options.rounds < 5:
         parser.error("a spread needs at least 5 rounds")
@@ -234,15 +305,16 @@ def main():
 
     random.seed(0)
     results, memory = {}, {}
-    for kind, B, T in ROWS:
-        needed = len(contenders(kind)) * sum(training_memory(CONFIG, B, T).values())
-        if kind != "forward" and needed > free_memory("cpu"):
-            print(f"{kind}, {B} x {T}: left out, it needs {needed / 1e9:.0f} GB", file=sys.stderr)
+    for row in ROWS:
+        each = sum(training_memory(row.config, row.batch_size, row.seq_len).values())
+        needed = len(contenders(row.kind)) * each
+        if row.kind != "forward" and needed > free_memory("cpu"):
+            print(f"{row}: left out, it needs {needed / 1e9:.0f} GB", file=sys.stderr)
             continue
-        print(f"{kind}, {B} x {T} ...", file=sys.stderr, flush=True)
-        for name in contenders(kind):
-            memory[kind, B, T, name] = peak_memory_elsewhere(kind, B, T, name)
-        results[kind, B, T] = compare(kind, B, T, options.rounds)
+        print(f"{row} ...", file=sys.stderr, flush=True)
+        for name in contenders(row.kind):
+            memory[row, name] = peak_memory_elsewhere(row, name)
+        results[row] = compare(row, options.rounds)
     text = f"{table(results, memory)}\n\n{caption(results, options.rounds)}\n"
     if options.save:  # the table and its caption are the end of the page
         words = options.save.read_text(encoding="utf-8").partition("| work |")[0]
