@@ -5,7 +5,7 @@ PYTEST := $(BIN)/python -m pytest --timeout=600
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=300
 COLAB ?= python3.13
 
-.PHONY: lab test test-lab test-colab slides bench gpu outputs format publish
+.PHONY: lab test test-lab test-colab slides bench gpu ablations weights outputs format publish
 
 lab: .venv/installed  ## open the series in JupyterLab
 	$(BIN)/jupyter lab --allow-root --LabApp.default_url=/lab/tree/notebooks/01_embeddings.ipynb
@@ -29,6 +29,14 @@ bench: .venv/installed-dev  ## beside transformers: time, memory, share of the m
 
 gpu: .venv/installed  ## everything that is measured on a GPU, in one go, to gpu_report/
 	$(BIN)/python tools/measure_gpu.py --out gpu_report
+
+ablations: .venv/installed  ## the variants of notebook 7 at full length, three seeds each, to data/ablations.csv
+	$(BIN)/python tools/ablations.py
+
+weights: .venv/installed  ## make weights SEED=n: the trained weights that the later notebooks load, to data/
+	$(BIN)/python train_gpt2.py --device cpu --steps 5000 --batch 32 --lr 4e-3 --seed $(SEED) --out weights_run
+	cp weights_run/checkpoint-0005000/model.safetensors data/telegraph_gpt2.safetensors
+	cp weights_run/losses.csv data/telegraph_losses.csv
 
 outputs: .venv/installed-dev  ## execute every notebook and save its outputs
 	$(BIN)/python tools/save_outputs.py

@@ -50,7 +50,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import telegraph  # noqa: E402
 from gpt2_helpers import (  # noqa: E402
     GPT2,
-    GPT2Config,
     describe_device,
     forward_flops,
     get_batch,
@@ -58,17 +57,9 @@ from gpt2_helpers import (  # noqa: E402
     training_memory,
 )
 from timing_helpers import free_memory  # noqa: E402
+from train_gpt2 import MODELS  # noqa: E402
 
-SIZES = {
-    "GPT-2 small": GPT2Config(),
-    "telegraph": GPT2Config(
-        vocab_size=len(telegraph.VOCABULARY),
-        n_positions=telegraph.LENGTH,
-        n_embd=128,
-        n_layer=2,
-        n_head=4,
-    ),
-}
+SIZES = {"GPT-2 small": MODELS["gpt2"], "telegraph": MODELS["telegraph"]}
 
 
 class Row(NamedTuple):
