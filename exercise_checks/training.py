@@ -1,0 +1,285 @@
+"""The checks of notebook 7, training, and the mistakes they know."""
+
+import math
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn.utils import clip_grad_norm_
+
+from . import Mistake, call, exercise, expect, expect_number, noise, number
+
+# ---------------------------------------------------------------- 1: twice as many stations
+
+# Words that are predicted in a telegram, on average: three of the four sentences, of 9, 10, 13 and
+# 6 words, and 6 words before them and 1 behind, of which the first is given.
+PREDICTED = 3 / 4 * (9 + 10 + 13 + 6) + 6 + 1 - 1
+FIRST, SECOND = 24 / 12, 23 / 11  # so many times as many stations to choose from
+
+
+def rise(*ratios, words=PREDICTED, log=math.log):
+    """By how much the floor rises if choices become so many times larger."""
+    return sum(log(ratio) for ratio in ratios or (FIRST, SECOND)) / words
+
+
+@exercise
+def rise_of_the_floor(nats):
+    """The floor with 24 stations less the floor with 12, per predicted word."""
+    yield "nats per predicted word"
+    expect_number(
+        nats,
+        rise(),
+        "Add up by how much the surprise at each choice of a station grows, for one telegram, and "
+        "divide by the words that are predicted in it.",
+        tolerance=0.012,
+    )
+
+
+rise_of_the_floor.mistakes = {
+    "That is for a whole telegram. The floor is a mean over predicted words.": rise(words=1),
+    "38 is the length of a row, with what is left empty in it. How many words are predicted in a "
+    "telegram, on average?": rise(words=38),
+    "38 is the length of a row, with what is left empty in it. And can the second station be any "
+    "of the 24?": rise(FIRST, FIRST, words=38),
+    "That is close, and 3 percent too low. Can the second station be any of the 24? And is the "
+    "word TELEGRAM predicted?": rise(FIRST, FIRST),
+    "That is in bits. A nat belongs to the natural logarithm.": rise(log=math.log2),
+    "That is by the logarithm to the base 10. A nat belongs to the natural one.": rise(
+        log=math.log10
+    ),
+    "That is one station. How many does a telegram choose?": rise(FIRST),
+    "That is the second station alone. How many does a telegram choose?": rise(SECOND),
+    "A station that is said again is copied, and no copy is a surprise. The sentence about the "
+    "road is in three of four telegrams, and adds nothing.": 7 / 4 * rise(),
+    "A station that is said again is copied, and no copy is a surprise.": 2 * rise(),
+    "That is what two of 24 stations contribute to the floor. By how much is it more than with "
+    "12?": rise(24, 23),
+    "That is what two of 12 stations contribute to the floor now. By how much does it rise?": rise(
+        12, 11
+    ),
+    "That is the rise as a share of the floor. In nats, please.": rise() / 0.668,
+    "That is the floor itself. By how much does it rise?": 0.668,
+    "That is the new floor. By how much does it rise?": 0.668 + rise(),
+    "The sign is wrong: more to choose from is harder to predict.": -rise(),
+    "That is in hundredths of a nat.": 100 * rise(),
+}
+
+# ------------------------------------------------------------------- 2: one norm for all
+
+
+def parameters_with(gradients):
+    """Parameters with these gradients; None for one that has none."""
+    parameters = []
+    for n, gradient in enumerate(gradients):
+        shape = [3] if gradient is None else gradient.shape
+        parameters.append(nn.Parameter(noise(*shape, seed=50 + n)))
+        parameters[-1].grad = None if gradient is None else gradient.clone()
+    return parameters
+
+
+def clipped_by(answer, gradients, max_norm, as_given=list):
+    """The norm that is returned, and all numbers of the gradients afterwards, [n]."""
+    parameters = parameters_with(gradients)
+    norm = call(answer, as_given(parameters), max_norm, may_change=True)
+    for parameter, before in zip(parameters, parameters_with(gradients), strict=True):
+        if not torch.equal(parameter, before):
+            raise Mistake("The weights have changed. Only their gradients are to be scaled.")
+        if parameter.grad is None and before.grad is not None:
+            raise Mistake("A gradient is gone: its `.grad` is None after your call.")
+        if parameter.grad is not None and before.grad is None:
+            raise Mistake(
+                "A parameter that had no gradient has one now. An optimizer that finds one, even "
+                "of zeros, applies its weight decay and momentum: leave None as it is."
+            )
+    gradients = [p.grad.flatten() for p in parameters if p.grad is not None]
+    return number(norm), torch.cat(gradients)
+
+
+@exercise
+def clipped_gradients(clip):
+    """clip(parameters, max_norm) -> norm before; scales the gradients in place."""
+
+    def expect_clipped(gradients, max_norm, otherwise, what=(0, 1), as_given=list):
+        """Compare what is returned (0), or the gradients afterwards (1), or both."""
+        right = clipped_by(clip_grad_norm_, gradients, max_norm)
+        if 0 in what:
+            before = "Return the norm that the gradients had before, all numbers taken together."
+            expect_number(
+                clip,
+                right[0],
+                before,
+                tolerance=1e-4,
+                observe=lambda answer: clipped_by(answer, gradients, max_norm, as_given)[0],
+            )
+        if 1 in what:
+            expect(
+                lambda answer: clipped_by(answer, gradients, max_norm, as_given)[1],
+                clip,
+                right[1],
+                otherwise,
+            )
+
+    yield "a gradient that is too long"
+    otherwise = "The gradient (3, 4) has the norm 5; it should keep its direction and get the norm "
+    expect_clipped([torch.tensor([3.0, 4.0])], 2.0, otherwise + "2.")
+
+    yield "one that is short enough"
+    otherwise = "The gradient has the norm 0.5, and 2 is allowed: it should stay as it is."
+    expect_clipped([torch.tensor([0.3, 0.4])], 2.0, otherwise)
+
+    yield "several parameters, one norm"
+    several = [noise(3, 4, seed=1), 5 * noise(5, seed=2), noise(1, seed=3), noise(2, 2, 3, seed=4)]
+    expect_clipped(several, 2.0, None, what=[0])
+
+    yield "and one factor"
+    otherwise = "The gradients differ from those of torch: is each multiplied by the same factor?"
+    expect_clipped(several, 2.0, otherwise, what=[1])
+
+    yield "each short enough, and together too long"
+    expect_clipped([noise(3, 4, seed=n) for n in range(20)], 6.0, otherwise)
+
+    yield "a parameter without a gradient"
+    try:
+        expect_clipped([several[0], None, several[1]], 2.0, "The other gradients are not right.")
+    except Mistake as mistake:
+        if "NoneType" not in str(mistake):
+            raise
+        raise Mistake(
+            "A parameter that the loss does not depend on has no gradient: its `.grad` is None, "
+            "and your code tries to calculate with it."
+        ) from None
+
+    yield "parameters that can be gone through only once, as from `model.parameters()`"
+    expect_clipped(several, 2.0, otherwise, as_given=iter)
+
+    yield "gradients that are all 0"
+    expect_clipped([torch.zeros(3), torch.zeros(2, 2)], 2.0, "They should stay 0.")
+
+    yield "in place"
+    parameters = parameters_with(several)
+    held = [parameter.grad for parameter in parameters]
+    call(clip, parameters, 2.0, may_change=True)
+    if any(p.grad is not old for p, old in zip(parameters, held, strict=True)):
+        raise Mistake(
+            "The numbers are right, but `.grad` is a new tensor now. Whoever holds the old one, as "
+            "programs for many GPUs do, still sees the long gradient: change its numbers in place."
+        )
+
+
+def norm_of(gradients, power=2.0):
+    """The norm of all numbers taken together."""
+    return torch.cat([gradient.flatten() for gradient in gradients]).norm(power)
+
+
+def clip_by_norm(
+    parameters,
+    max_norm,
+    norm=norm_of,
+    of=lambda parameter: parameter.grad,
+    factor=lambda norm, max_norm: (max_norm / norm).clamp(max=1),
+    returned=lambda before, after, factor: before,
+):
+    """The clipping, with switches for the usual mistakes."""
+    parameters = [parameter for parameter in parameters if parameter.grad is not None]
+    with torch.no_grad():
+        before = norm([of(parameter) for parameter in parameters])
+        scale = factor(before, max_norm)
+        for parameter in parameters:
+            parameter.grad.mul_(scale)
+        return returned(before, norm([of(parameter) for parameter in parameters]), scale)
+
+
+def one_by_one(parameters, max_norm):
+    """Clips each gradient by itself, and returns the norm of all."""
+    parameters = list(parameters)
+    norm = norm_of([parameter.grad for parameter in parameters])
+    for parameter in parameters:
+        clip_by_norm([parameter], max_norm)
+    return norm
+
+
+def while_adding_up(parameters, max_norm):
+    """Scales each gradient by the norm so far."""
+    squares = 0.0
+    for parameter in parameters:
+        squares = squares + parameter.grad.square().sum()
+        parameter.grad.mul_((max_norm / squares.sqrt()).clamp(max=1))
+    return squares.sqrt()
+
+
+def limit_values(parameters, max_norm):
+    parameters = list(parameters)
+    norm = norm_of([parameter.grad for parameter in parameters])
+    nn.utils.clip_grad_value_(parameters, max_norm)
+    return norm
+
+
+def through_twice(parameters, max_norm):
+    """Clips what is left of the parameters when the norm is known."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = norm_of(gradients)
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad.mul_((max_norm / norm).clamp(max=1))
+    return norm
+
+
+def spectral(gradients):
+    """torch.linalg.norm(g, 2) of a matrix is its largest singular value."""
+    norms = [torch.linalg.norm(g, 2) if g.dim() == 2 else g.norm() for g in gradients]
+    return torch.stack(norms).norm()
+
+
+# fmt: off
+clipped_gradients.mistakes = {
+    "This is the norm afterwards. Return the one before: it shows when training runs wild.":
+        partial(clip_by_norm, returned=lambda before, after, factor: after),
+    "This is the factor. Return the norm before.":
+        partial(clip_by_norm, returned=lambda before, after, factor: factor),
+    "This is the sum of the squares; the norm is its root.":
+        partial(clip_by_norm, norm=lambda gradients: norm_of(gradients).square()),
+    "This adds up absolute values. The L2 norm adds up squares, and takes the root.":
+        partial(clip_by_norm, norm=partial(norm_of, power=1)),
+    "This is the largest entry. The L2 norm is the root of the sum of all squares.":
+        partial(clip_by_norm, norm=partial(norm_of, power=math.inf)),
+    "This is the root of the mean of the squares; the norm is the root of their sum.":
+        partial(clip_by_norm, norm=lambda gradients: torch.cat(
+            [gradient.flatten() for gradient in gradients]).square().mean().sqrt()),
+    "This is the norm of the weights. The gradient is in `.grad`.":
+        partial(clip_by_norm, of=lambda parameter: parameter),
+    "The gradient is as it was. `g = g * factor` makes a new tensor: the old one, which the "
+    "optimizer reads, does not change.":
+        partial(clip_by_norm, factor=lambda norm, max_norm: 1),
+    "Each value is cut off by itself. That turns the gradient into another direction.":
+        limit_values,
+    "The factor is upside down: it makes a long gradient longer.":
+        partial(clip_by_norm, factor=lambda norm, max_norm: (norm / max_norm).clamp(min=1)),
+    "It has the norm 1 now, whatever `max_norm` is.":
+        partial(clip_by_norm, factor=lambda norm, max_norm: (1 / norm).clamp(max=1)),
+    "The short gradient is made longer. Nothing is to be done where the norm is small enough.":
+        partial(clip_by_norm, factor=lambda norm, max_norm: max_norm / norm),
+    "The norms of the parameters are added up. Add up their squares, and take one root at the "
+    "end.":
+        partial(clip_by_norm, norm=lambda gradients: sum(g.norm() for g in gradients)),
+    "This is the longest of the norms. Take all numbers of all gradients together.":
+        partial(clip_by_norm, norm=lambda gradients: max(g.norm() for g in gradients)),
+    "This is the norm of the first gradient alone.":
+        partial(clip_by_norm, norm=lambda gradients: gradients[0].norm()),
+    "This is the norm of the last gradient alone.":
+        partial(clip_by_norm, norm=lambda gradients: gradients[-1].norm()),
+    "This is the mean of the norms. Take all numbers of all gradients together.":
+        partial(clip_by_norm, norm=lambda gradients: sum(g.norm() for g in gradients)
+            / len(gradients)),
+    "`torch.linalg.norm(g, 2)` is another norm where g is a matrix: flatten it first, or leave "
+    "out the 2.":
+        partial(clip_by_norm, norm=spectral),
+    "Each gradient is clipped by itself. That changes the direction of the whole: the longest "
+    "ones lose the most.":
+        one_by_one,
+    "The first gradients are scaled before the norm is complete. It takes two loops.":
+        while_adding_up,
+    "`model.parameters()` can be gone through only once: your second loop finds nothing. Make a "
+    "list of it first.":
+        through_twice,
+}
+# fmt: on

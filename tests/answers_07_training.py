@@ -1,0 +1,110 @@
+"""Answers to the exercises of notebook 7."""
+
+import math
+from functools import partial
+
+import numpy as np
+import torch
+from answers import right, wrong
+from torch import nn
+
+import exercise_checks as check
+from exercise_checks.training import clip_by_norm, rise
+from telegraph import telegrams
+
+# ---------------------------------------------------------------- 1: twice as many stations
+
+
+SOME = telegrams(1000, seed=7)
+WORDS = sum(len(telegram.words) - 1 for telegram in SOME) / len(SOME)
+
+right(check.rise_of_the_floor)((math.log(24 * 23) - math.log(12 * 11)) / WORDS)
+right(check.rise_of_the_floor)(0.0415)
+right(check.rise_of_the_floor)(np.float32(rise()))
+right(check.rise_of_the_floor)(torch.tensor(rise()))
+wrong(check.rise_of_the_floor, "3 percent too low")(rise(words=35.5))  # TELEGRAM counted
+wrong(check.rise_of_the_floor, "Add up by how much")(0.5)
+
+# ------------------------------------------------------------------- 2: one norm for all
+
+right(check.clipped_gradients)(nn.utils.clip_grad_norm_)
+right(check.clipped_gradients)(clip_by_norm)
+
+
+@right(check.clipped_gradients)
+def number_by_number(parameters, max_norm):
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = math.sqrt(sum(x * x for gradient in gradients for x in gradient.flatten().tolist()))
+    if norm > max_norm:
+        for gradient in gradients:
+            gradient *= max_norm / norm
+    return norm
+
+
+@right(check.clipped_gradients)
+def through_data(parameters, max_norm):
+    gradients = [parameter.grad.data for parameter in list(parameters) if parameter.requires_grad
+                 and parameter.grad is not None]  # fmt: skip
+    norm = torch.stack([torch.linalg.norm(gradient) for gradient in gradients]).norm()
+    factor = max_norm / max(norm.item(), max_norm)
+    for gradient in gradients:
+        gradient[...] = gradient * factor
+    return norm
+
+
+def anew(parameters, max_norm):
+    parameters = [parameter for parameter in parameters if parameter.grad is not None]
+    norm = clip_by_norm(parameters, math.inf)
+    for parameter in parameters:
+        parameter.grad = parameter.grad * min(1.0, max_norm / (norm.item() + 1e-6))
+    return norm
+
+
+def zeros_for_none(parameters, max_norm):
+    parameters = list(parameters)
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    return clip_by_norm(parameters, max_norm)
+
+
+def the_weights(parameters, max_norm):
+    parameters = list(parameters)
+    norm = clip_by_norm(parameters, math.inf)
+    for parameter in parameters:
+        parameter.data.mul_(min(1.0, max_norm / norm))
+    return norm
+
+
+def removed(parameters, max_norm):
+    parameters = list(parameters)
+    norm = clip_by_norm(parameters, max_norm)
+    for parameter in parameters:
+        parameter.grad = None
+    return norm
+
+
+def without_a_look_at_none(parameters, max_norm):
+    gradients = [parameter.grad for parameter in parameters]
+    norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+    for gradient in gradients:
+        gradient.mul_(torch.clamp(max_norm / (norm + 1e-6), max=1.0))
+    return norm
+
+
+for message, answer in {
+    "`.grad` is a new tensor now": anew,
+    "had no gradient has one now": zeros_for_none,
+    "The weights have changed": the_weights,
+    "A gradient is gone": removed,
+    "its `.grad` is None, and your code": without_a_look_at_none,
+    "contains nan": partial(clip_by_norm, factor=lambda norm, most: min(1, most / norm) * norm
+                            / norm),
+    "it should keep its direction": partial(clip_by_norm, factor=lambda norm, most: 0.5),
+    "is not it. Return the norm": lambda parameters, most: clip_by_norm(parameters, most) + 1,
+    "should be a plain number": lambda parameters, most: [clip_by_norm(parameters, most)],
+    "Your code raised TypeError: object of type": lambda parameters, most: (
+        clip_by_norm(parameters, most) * len(parameters) / len(parameters)
+    ),
+}.items():  # fmt: skip
+    wrong(check.clipped_gradients, message)(answer)
