@@ -364,6 +364,7 @@ from .timing_lab_limits import (
 )
 from .training import (
     clipped_gradients,
+    mended_accumulation,
     rise_of_the_floor,
 )
 from .transformer_block import (

@@ -1,13 +1,18 @@
 """The checks of notebook 7, training, and the mistakes they know."""
 
 import math
+from collections import namedtuple
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
-from . import Mistake, call, exercise, expect, expect_number, noise, number
+from gpt2_helpers import GPT2, GPT2Config
+from telegraph import LENGTH, VOCABULARY, batch
+
+from . import Mistake, alike, call, drawn, exercise, expect, expect_number, noise, number
 
 # ---------------------------------------------------------------- 1: twice as many stations
 
@@ -281,5 +286,238 @@ clipped_gradients.mistakes = {
     "`model.parameters()` can be gone through only once: your second loop finds nothing. Make a "
     "list of it first.":
         through_twice,
+}
+# fmt: on
+
+# ----------------------------------------------------------- 3: parts of a batch, and words
+
+
+def small_gpt2():
+    """A GPT2 for telegrams in float64, with weights that hide nothing."""
+    config = GPT2Config(len(VOCABULARY), n_positions=LENGTH, n_embd=16, n_layer=1, n_head=2)
+    return drawn(GPT2(config)).double()
+
+
+def cost_of(model, ids, targets, reduction="mean"):
+    return F.cross_entropy(model(ids).flatten(0, 1), targets.flatten(), reduction=reduction)
+
+
+def words_in(targets):
+    return (targets != -100).sum().item()
+
+
+def together(micro_batches):
+    """The whole batch, ids and targets."""
+    return [torch.cat(tensors) for tensors in zip(*micro_batches, strict=True)]
+
+
+def plain_step(model, micro_batches):
+    """The usual step, all micro-batches at once."""
+    model.zero_grad()
+    loss = cost_of(model, *together(micro_batches))
+    loss.backward()
+    return loss.item()
+
+
+def gradient_of(model):
+    """All gradients of a model in one row."""
+    for name, parameter in model.named_parameters():
+        if parameter.grad is None:
+            raise Mistake(
+                f"`{name}` has no gradient at the end. Is `backward()` called for each "
+                "micro-batch, and `zero_grad` before the first, not later?"
+            )
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+
+def weights_of_words(gradient, micro_batches):
+    """How much a word of each micro-batch counts in a gradient; None if it is no sum of theirs."""
+    of_each = []
+    for ids, targets in micro_batches:
+        model = small_gpt2()
+        cost_of(model, ids, targets, "sum").backward()
+        of_each.append(gradient_of(model))
+    parts = torch.stack(of_each, dim=1)  # [parameters, micro-batches]
+    found = torch.linalg.lstsq(parts, gradient[:, None]).solution  # [micro-batches, 1]
+    return found.flatten() if alike((parts @ found).flatten(), gradient, 1e-6) else None
+
+
+@exercise
+def mended_accumulation(accumulate):
+    """accumulate(model, micro_batches) -> mean loss; leaves the whole batch's gradient."""
+
+    def run(answer, micro_batches, calls=1):
+        """The gradient, in one row, and the loss."""
+        model = small_gpt2()
+        for _ in range(calls):
+            loss = number(call(answer, model, micro_batches))
+        return gradient_of(model), loss
+
+    def expect_gradient_of(micro_batches, otherwise, calls=1):
+        right = run(plain_step, micro_batches)[0]
+        size = right.abs().max()
+
+        def in_words(got):
+            """What the weights of the words tell about a wrong gradient."""
+            weights = weights_of_words(got * size, micro_batches)
+            if weights is None or weights.abs().max() == 0 or len(weights) == 1:
+                return otherwise
+            shares = weights / weights.abs().max()
+            if shares.min() > 0.9999:
+                times = weights[0].item() * sum(words_in(targets) for _, targets in micro_batches)
+                return f"All words count the same now, but the gradient is {times:.3g} times it."
+            text = ", ".join(f"{share:.3f}" for share in shares)
+            return f"A word of each micro-batch should count the same. In yours they count {text}."
+
+        expect(
+            lambda answer: run(answer, micro_batches, calls)[0] / size,
+            accumulate,
+            right / size,
+            in_words,
+            tolerance=1e-5,
+        )
+
+    ids, targets = batch(7, seed=0)  # [B=7, T]; 34, 35, 35, 34, 34, 35 and 31 words
+
+    yield "one micro-batch"
+    otherwise = "With one micro-batch the suspect is right, and yours is not: what else changed?"
+    expect_gradient_of([(ids[:3], targets[:3])], otherwise)
+
+    yield "three with equally many words"
+    otherwise = "Here the suspect is right, and yours is not: what else did you change?"
+    expect_gradient_of([(ids[[n]], targets[[n]]) for n in (0, 3, 4)], otherwise)
+
+    yield "the last with fewer telegrams"
+    otherwise = "The gradient is not that of the whole batch."
+    parts = list(zip(ids.split(3), targets.split(3), strict=True))
+    expect_gradient_of(parts, otherwise)
+
+    yield "equally many telegrams, and few words to predict in one"
+    answers_only = targets[2:4].clone()
+    answers_only[:, :25] = -100
+    few = [(ids[:2], targets[:2]), (ids[2:4], answers_only)]
+    expect_gradient_of(few, otherwise)
+
+    yield "the loss that is returned"
+    for micro_batches in (parts, few):
+        expect_number(
+            accumulate,
+            run(plain_step, micro_batches)[1],
+            "Return the mean over all predicted words of the whole batch.",
+            tolerance=1e-5,
+            observe=lambda answer, given=micro_batches: run(answer, given)[1],
+        )
+
+    yield "each call begins anew"
+    expect_gradient_of(parts, "The second call gives another gradient than the first.", calls=2)
+
+    yield "one micro-batch in memory at a time"
+    events, model = [], small_gpt2()
+
+    def watch(model, given, made):
+        events.append(len(given[0]))
+        if made.requires_grad:
+            made.register_hook(lambda gradient: events.append("back"))
+
+    model.register_forward_hook(watch)
+    call(accumulate, model, parts)
+    runs = [event for event in events if event != "back"]
+    if runs != [3, 3, 1]:
+        raise Mistake(
+            f"There are 3 micro-batches, of 3, 3 and 1 telegrams, and the model runs {len(runs)} "
+            f"times, on {sum(runs)} telegrams in all. Let it run once on each, by "
+            "`model(ids)`: memory holds no more."
+        )
+    if events != [3, "back", 3, "back", 1, "back"]:
+        raise Mistake(
+            "The way back of a micro-batch is to be done before the next one goes in. As it is, "
+            "memory holds what all of them need for their way back."
+        )
+
+
+Part = namedtuple("Part", "words telegrams places")
+
+
+def total(parts, what):
+    return sum(getattr(part, what) for part in parts)
+
+
+def accumulated(
+    model,
+    micro_batches,
+    share=lambda part, parts: 1 / total(parts, "words"),
+    counting=slice(None),
+    returned=lambda costs, parts: sum(costs) / total(parts, "words"),
+    clear=True,
+):
+    """Accumulation; `share` is how much a word of a part counts. With switches for mistakes."""
+    if clear:
+        model.zero_grad()
+    parts = [Part(words_in(targets), *targets.shape) for _, targets in micro_batches]
+    parts = [part._replace(places=part.telegrams * part.places) for part in parts]
+    costs = []
+    for n, ((ids, targets), part) in enumerate(zip(micro_batches, parts, strict=True)):
+        cost = cost_of(model, ids, targets, "sum")
+        if n in range(len(parts))[counting]:
+            (cost * share(part, parts)).backward()
+        costs.append(cost.item())
+    return returned(costs, parts)
+
+
+def sharing(share):
+    """`accumulated` with this share, in the gradient and in the loss."""
+    return partial(
+        accumulated,
+        share=share,
+        returned=lambda costs, parts: sum(
+            cost * share(part, parts) for cost, part in zip(costs, parts, strict=True)
+        ),
+    )
+
+
+def returning(returned):
+    return partial(accumulated, returned=returned)
+
+
+# fmt: off
+mended_accumulation.mistakes = {
+    "As the suspect: each micro-batch counts the same, however many words are predicted in it.":
+        sharing(lambda part, parts: 1 / part.words / len(parts)),
+    "It is as many times too large as there are micro-batches. Are means added up, or is there a "
+    "factor too many?":
+        sharing(lambda part, parts: 1 / part.words),
+    "The sum over all words is not divided by their number.": sharing(lambda part, parts: 1),
+    "That divides by places, B times T. Where the target is -100 nothing is predicted.":
+        sharing(lambda part, parts: 1 / total(parts, "places")),
+    "Each micro-batch counts by its telegrams (or its places). That comes near, but not all have "
+    "equally many words to predict.":
+        sharing(lambda part, parts: part.telegrams / total(parts, "telegrams") / part.words),
+    "That divides by the number of telegrams.":
+        sharing(lambda part, parts: 1 / total(parts, "telegrams")),
+    "That is right, but for a factor: it is still divided by the number of micro-batches, too.":
+        sharing(lambda part, parts: 1 / total(parts, "words") / len(parts)),
+    "The mean of each micro-batch is divided by the number of words: that is done twice.":
+        sharing(lambda part, parts: 1 / part.words / total(parts, "words")),
+    "Only the last micro-batch has left a gradient. Is `zero_grad` inside the loop, or `backward` "
+    "behind it?": partial(accumulated, counting=slice(-1, None)),
+    "Only the last micro-batch has left a gradient, its mean. Is `zero_grad` inside the loop, or "
+    "`backward` behind it?":
+        partial(accumulated, counting=slice(-1, None), share=lambda part, parts: 1 / part.words),
+    "Only the first micro-batch has left a gradient. Is the `return` inside the loop?":
+        partial(accumulated, counting=slice(1)),
+    "The gradient is right. The loss is still the mean of the micro-batches' means.":
+        returning(lambda costs, parts: sum(cost / part.words for cost, part in zip(
+            costs, parts, strict=True)) / len(parts)),
+    "The gradient is right. The loss is that of the last micro-batch.":
+        returning(lambda costs, parts: costs[-1] / parts[-1].words),
+    "The gradient is right. The loss is what the last micro-batch adds to it.":
+        returning(lambda costs, parts: costs[-1] / total(parts, "words")),
+    "The gradient is right. The loss is a sum over the words; return their mean.":
+        returning(lambda costs, parts: sum(costs)),
+    "The gradient is right. The loss is the sum of the micro-batches' means.":
+        returning(lambda costs, parts: sum(cost / part.words for cost, part in zip(
+            costs, parts, strict=True))),
+    "A second call adds to what the first one has left. Clear the gradients once, before the "
+    "loop.": partial(accumulated, clear=False),
 }
 # fmt: on

@@ -5,11 +5,20 @@ from functools import partial
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from answers import right, wrong
 from torch import nn
 
 import exercise_checks as check
-from exercise_checks.training import clip_by_norm, rise
+from exercise_checks.training import (
+    accumulated,
+    clip_by_norm,
+    cost_of,
+    plain_step,
+    rise,
+    total,
+    words_in,
+)
 from telegraph import telegrams
 
 # ---------------------------------------------------------------- 1: twice as many stations
@@ -108,3 +117,88 @@ for message, answer in {
     ),
 }.items():  # fmt: skip
     wrong(check.clipped_gradients, message)(answer)
+
+# ----------------------------------------------------------- 3: parts of a batch, and words
+
+right(check.mended_accumulation)(accumulated)
+
+
+@right(check.mended_accumulation)
+def means_by_their_words(model, micro_batches):
+    words = [(targets >= 0).sum() for _, targets in micro_batches]
+    model.zero_grad(set_to_none=False)
+    loss = torch.zeros((), dtype=torch.float64)
+    for (ids, targets), own in zip(micro_batches, words, strict=True):
+        cost = F.cross_entropy(model(ids).mT, targets) * (own / sum(words))
+        cost.backward()
+        loss += cost.detach()
+    return loss
+
+
+@right(check.mended_accumulation)
+def divided_at_the_end(model, micro_batches):
+    for parameter in model.parameters():
+        parameter.grad = None
+    words, loss = 0, 0.0
+    for ids, targets in micro_batches:
+        there = targets != -100
+        costs = -model(ids)[there].log_softmax(-1)[range(there.sum()), targets[there]]
+        costs.sum().backward()
+        words, loss = words + len(costs), loss + costs.sum().item()
+    for parameter in model.parameters():
+        parameter.grad /= words
+    return loss / words
+
+
+def all_at_the_end(model, micro_batches):
+    model.zero_grad()
+    words = sum(words_in(targets) for _, targets in micro_batches)
+    loss = sum(cost_of(model, *part, reduction="sum") for part in micro_batches) / words
+    loss.backward()
+    return loss
+
+
+def clears_at_the_end(model, micro_batches):
+    loss = accumulated(model, micro_batches)
+    model.zero_grad()
+    return loss
+
+
+def counts_by_a_pass(model, micro_batches):
+    with torch.no_grad():
+        for ids, _ in micro_batches:
+            model(ids)
+    return accumulated(model, micro_batches)
+
+
+def steps_too(model, micro_batches):
+    loss = accumulated(model, micro_batches)
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    return loss
+
+
+for message, answer in {
+    "memory holds what all of them need": all_at_the_end,
+    "the model runs 1 times, on 7 telegrams in all": plain_step,
+    "the model runs 6 times, on 14 telegrams in all": counts_by_a_pass,
+    "has no gradient at the end": clears_at_the_end,
+    "Your code changes its input": steps_too,
+    "what else changed": partial(accumulated, share=lambda part, parts: 2 / part.words),
+    "but the gradient is 9 times it": partial(
+        accumulated, share=lambda part, parts: len(parts) ** 2 / total(parts, "words")
+    ),
+    "It is as many times too large as there are": partial(
+        accumulated, share=lambda part, parts: len(parts) / total(parts, "words")
+    ),
+    "That divides by places, B times T": partial(
+        accumulated, share=lambda part, parts: 1 / part.places / len(parts)
+    ),
+    "In yours they count 0.089, 0.091, 1.000": partial(
+        accumulated, share=lambda part, parts: len(parts) / part.words**2 / 3
+        if len({own.words for own in parts}) > 1 else 1 / total(parts, "words")
+    ),
+    "Return the mean over all predicted words": partial(
+        accumulated, returned=lambda costs, parts: 1.0
+    ),
+}.items():  # fmt: skip
+    wrong(check.mended_accumulation, message)(answer)
