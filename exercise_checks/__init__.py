@@ -364,6 +364,7 @@ from .timing_lab_limits import (
 )
 from .training import (
     clipped_gradients,
+    loss_scaler,
     mended_accumulation,
     rise_of_the_floor,
 )

@@ -12,7 +12,18 @@ from torch.nn.utils import clip_grad_norm_
 from gpt2_helpers import GPT2, GPT2Config
 from telegraph import LENGTH, VOCABULARY, batch
 
-from . import Mistake, alike, call, drawn, exercise, expect, expect_number, noise, number
+from . import (
+    Mistake,
+    alike,
+    call,
+    call_or_none,
+    drawn,
+    exercise,
+    expect,
+    expect_number,
+    noise,
+    number,
+)
 
 # ---------------------------------------------------------------- 1: twice as many stations
 
@@ -70,6 +81,11 @@ rise_of_the_floor.mistakes = {
 }
 
 # ------------------------------------------------------------------- 2: one norm for all
+
+NO_GRADIENT = (
+    "A parameter that the loss does not depend on has no gradient: its `.grad` is None, and your "
+    "code tries to calculate with it."
+)
 
 
 def parameters_with(gradients):
@@ -149,10 +165,7 @@ def clipped_gradients(clip):
     except Mistake as mistake:
         if "NoneType" not in str(mistake):
             raise
-        raise Mistake(
-            "A parameter that the loss does not depend on has no gradient: its `.grad` is None, "
-            "and your code tries to calculate with it."
-        ) from None
+        raise Mistake(NO_GRADIENT) from None
 
     yield "parameters that can be gone through only once, as from `model.parameters()`"
     expect_clipped(several, 2.0, otherwise, as_given=iter)
@@ -519,5 +532,308 @@ mended_accumulation.mistakes = {
             costs, parts, strict=True))),
     "A second call adds to what the first one has left. Clear the gradients once, before the "
     "loop.": partial(accumulated, clear=False),
+}
+# fmt: on
+
+# ------------------------------------------------------------------- 4: a scale for the loss
+
+
+class TorchScaler:
+    """PyTorch's own, with the interface of the exercise."""
+
+    def __init__(self, init_scale, growth_interval):
+        self.scaler = torch.amp.GradScaler(
+            "cpu",
+            init_scale=init_scale,
+            growth_factor=2.0,
+            backoff_factor=0.5,
+            growth_interval=growth_interval,
+        )
+
+    def scale(self, loss):
+        return self.scaler.scale(loss)
+
+    def step(self, optimizer):
+        self.scaler.step(optimizer)
+        self.scaler.update()
+
+
+def made(answer, init_scale, growth_interval):
+    """The reader's scaler."""
+    scaler = call(answer, init_scale, growth_interval)
+    for name in ("scale", "step"):
+        method = getattr(scaler, name, None)
+        if isinstance(method, (int, float, torch.Tensor)):
+            raise Mistake(
+                f"`self.{name}` is a number, and hides the method of this name. Give the number "
+                "another name."
+            )
+        if not callable(method):
+            raise Mistake(f"What is made has no method `{name}`.")
+    return scaler
+
+
+def scaled_loss(scaler, loss):
+    """What `scale(loss)` returns, a tensor to call `backward` on."""
+    scaled = call(scaler.scale, loss)
+    if not isinstance(scaled, torch.Tensor):
+        raise Mistake("`scale` should return the loss times the scale, a tensor.")
+    if not scaled.requires_grad:
+        raise Mistake("What `scale` returns has no gradient: no .item() and no .detach() in it.")
+    return scaled
+
+
+def in_float16(parameter, bad):
+    """The parameter, with a way back that adds `bad` and holds no more than float16 does."""
+    through = parameter.view_as(parameter)
+    through.register_hook(lambda gradient: (gradient + bad).half().float())
+    return through
+
+
+def course(answer, gradients, interval=100, optimizer=torch.optim.SGD):
+    """The weights after each step, [steps, n], and the scales in use, as powers of two, [steps].
+
+    `gradients` are those of the loss itself; a number that is not finite comes up on the way back,
+    and so does infinity where a scaled gradient is more than float16 holds.
+    """
+    first = gradients[0]
+    parameters = [nn.Parameter(torch.ones(3 if g is None else len(g))) for g in first]
+    groups = [{"params": parameters[:1]}, {"params": parameters[1:]}]
+    optimizer, scaler = optimizer(groups, lr=0.01), made(answer, 1024.0, interval)
+    weights, scales = [], []
+    for step in gradients:
+        loss, used = 1.0, [(p, g) for p, g in zip(parameters, step, strict=True) if g is not None]
+        for parameter, gradient in used:
+            finite = gradient.isfinite()
+            there = in_float16(parameter, bad=gradient.where(~finite, 0.0))
+            loss = loss + (there * gradient.where(finite, 0.0)).sum()
+        scaled = scaled_loss(scaler, loss)
+        scaled.backward()
+        scales.append((scaled / loss).abs().log2().detach())
+        try:
+            call_or_none(scaler.step, optimizer)
+        except Mistake as mistake:
+            if "NoneType" not in str(mistake) or len(used) == len(parameters):
+                raise
+            raise Mistake(NO_GRADIENT) from None
+        optimizer.zero_grad()
+        weights.append(torch.cat([parameter.detach().clone() for parameter in parameters]))
+    # Sentinels, so that two courses that go wrong in the same way are equal.
+    return [torch.stack(seen).nan_to_num(-7.0, 9.0, -9.0) for seen in (weights, scales)]
+
+
+def steps(text):
+    """Gradients of two parameters for each step; bad ones where the text says so.
+
+    `.` is a good step. `i`, `n` and `m` have an infinity, nan and minus infinity in the first
+    parameter; `I`, `N` and `M` in the last. `h` is too much for float16 when scaled by 1024 or 512.
+    """
+    gradients = []
+    for n, kind in enumerate(text):
+        step = [noise(3, seed=2 * n), noise(4, seed=2 * n + 1)]
+        if kind.lower() in "inm":
+            bad = {"i": math.inf, "n": math.nan, "m": -math.inf}[kind.lower()]
+            step[0 if kind.islower() else -1][1] = bad
+        gradients.append([200 * g / g.abs().max() for g in step] if kind == "h" else step)
+    return gradients
+
+
+@exercise
+def loss_scaler(LossScaler):  # noqa: N803
+    """LossScaler(init_scale, growth_interval), with scale(loss) and step(optimizer)."""
+
+    def expect_course(gradients, weights, scales, **how):
+        """Compare weights, and scales in use, with those of torch.amp.GradScaler."""
+        right = course(TorchScaler, gradients, **how)
+        for n, otherwise in enumerate([weights, scales]):
+            if otherwise:
+                expect(
+                    lambda answer, n=n: course(answer, gradients, **how)[n],
+                    LossScaler,
+                    right[n],
+                    otherwise,
+                    tolerance=1e-5,
+                )
+
+    yield "the loss, times the scale"
+    loss = torch.tensor(3.0, requires_grad=True)
+    for init_scale in (1024.0, 8.0):
+        expect(
+            lambda answer, s=init_scale: scaled_loss(made(answer, s, 10), loss).detach(),
+            LossScaler,
+            3 * torch.tensor(init_scale),
+            f"A loss of 3 with a scale of {init_scale:.0f} should become {3 * init_scale:.0f}.",
+        )
+
+    yield "good steps, as if there were no scale"
+    step_wrong = "The weights differ from those of a training without a scale."
+    stays = "The scale has changed, after fewer good steps than `growth_interval`."
+    expect_course(steps("..."), step_wrong, stays)
+
+    yield "an infinite gradient: the step is left out"
+    left_out = "The weights are not what they should be: a step with a bad gradient is left out."
+    expect_course(steps(".i.I."), left_out, None)
+
+    yield "and the scale is halved"
+    expect_course(steps(".i.I."), left_out, "It should be half as large after a bad step.")
+
+    yield "nan and minus infinity are bad, too"
+    expect_course(steps(".n.N.m.M."), left_out, "It should be half as large after a bad step.")
+
+    yield "too much for float16: the scale comes down until it fits"
+    expect_course(steps("hhhhh"), left_out, "The scale is not right.")
+
+    yield "a parameter without a gradient"
+    without = [[first, None, last] for first, last in steps("..i..")]
+    expect_course(without, left_out, "The scale is not right.")
+
+    yield "after `growth_interval` good steps, twice the scale"
+    grows = "The scale should double after 3 good steps, and again after 3 more."
+    expect_course(steps("........"), step_wrong, grows, interval=3)
+
+    yield "good steps in a row"
+    row = "A bad step ends the row, and the next good step is the first of a new one."
+    expect_course(steps("..i..i...i...."), left_out, row, interval=3)
+
+    yield "beside torch.amp.GradScaler, with AdamW"
+    expect_course(
+        steps("...h.N...i.m......hh....M..n......"),
+        "The weights differ from those with torch.amp.GradScaler. Where a step is left out, "
+        "nothing of the optimizer's may move.",
+        "The scale differs from that of torch.amp.GradScaler.",
+        interval=3,
+        optimizer=torch.optim.AdamW,
+    )
+
+
+def not_finite(gradients):
+    return not all(gradient.isfinite().all() for gradient in gradients)
+
+
+def gradients_in(optimizer):
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return [p.grad for p in parameters if p.grad is not None]
+
+
+class Scaler:
+    """The scaler, with switches for the usual mistakes."""
+
+    def __init__(
+        self,
+        init_scale,
+        growth_interval,
+        scaled=torch.mul,
+        unscale=torch.Tensor.div_,
+        bad=not_finite,
+        when_bad=lambda optimizer: None,
+        backoff=0.5,
+        growth=2.0,
+        new_row=lambda good: 0,  # how many good steps count after a bad one
+        after_growth=0,  # and after doubling
+        early=0,
+        scale_first=False,
+    ):
+        self.factor, self.interval, self.good = init_scale, growth_interval, 0
+        self.scaled, self.unscale, self.bad, self.when_bad = scaled, unscale, bad, when_bad
+        self.backoff, self.growth, self.new_row = backoff, growth, new_row
+        self.after_growth, self.early, self.scale_first = after_growth, early, scale_first
+
+    def scale(self, loss):
+        return self.scaled(loss, self.factor)
+
+    def step(self, optimizer):
+        gradients, factor = gradients_in(optimizer), self.factor
+        bad = self.bad(gradients)
+        self.update(bad)
+        for gradient in gradients:
+            self.unscale(gradient, self.factor if self.scale_first else factor)
+        (self.when_bad if bad else type(optimizer).step)(optimizer)
+
+    def update(self, bad):
+        self.good = self.new_row(self.good) if bad else self.good + 1
+        if bad:
+            self.factor *= self.backoff
+        elif self.good >= self.interval - self.early:
+            self.factor *= self.growth
+            self.good = self.after_growth
+
+
+def scaler(**mistake):
+    """`Scaler` with a mistake."""
+    return partial(Scaler, **mistake)
+
+
+def step_with_zeros(optimizer):
+    for gradient in gradients_in(optimizer):
+        gradient.zero_()
+    optimizer.step()
+
+
+def step_without_the_bad_numbers(optimizer):
+    for gradient in gradients_in(optimizer):
+        gradient.nan_to_num_(0.0, 0.0, 0.0)
+    optimizer.step()
+
+
+def step_of_the_others(optimizer):
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None and not_finite([parameter.grad]):
+                parameter.grad = None
+    optimizer.step()
+
+
+# fmt: off
+loss_scaler.mistakes = {
+    "The loss comes back as it is. Multiply it by the scale.":
+        scaler(scaled=lambda loss, factor: 1 * loss),
+    "The loss is divided by the scale. Multiply it.": scaler(scaled=torch.div),
+    "That multiplies by 1024, whatever `init_scale` is.":
+        scaler(scaled=lambda loss, factor: loss * 1024),
+    "The gradients are still scaled when the optimizer takes its step.":
+        scaler(unscale=lambda gradient, factor: None),
+    "The gradients are multiplied by the scale once more. Divide by it.":
+        scaler(unscale=torch.Tensor.mul_),
+    "The gradients are divided by the scale twice.":
+        scaler(unscale=lambda gradient, factor: gradient.div_(factor**2)),
+    "No step is taken. Is the optimizer's `step` called?": scaler(bad=lambda gradients: True),
+    "The scale doubles after every good step. Count up to `growth_interval`.":
+        scaler(early=99),
+    "The step is taken in spite of the infinite gradient, and the weights are lost.":
+        scaler(bad=lambda gradients: False),
+    "The infinite gradient is set to 0, and a step is taken with the rest of it. Leave the whole "
+    "step out.": scaler(when_bad=step_without_the_bad_numbers),
+    "The parameter with the infinite gradient stays, and the others take the step. Leave the "
+    "whole step out.": scaler(when_bad=step_of_the_others),
+    "Only the first parameter is looked at. The infinity can be in any.":
+        scaler(bad=lambda gradients: not_finite(gradients[:1])),
+    "Only the last parameter is looked at. Does a later one overwrite what an earlier one found?":
+        scaler(bad=lambda gradients: not_finite(gradients[-1:])),
+    "After a bad step the scale stays as it was. The next gradient would be infinite again.":
+        scaler(backoff=1.0),
+    "After a bad step the scale is doubled.": scaler(backoff=2.0),
+    "After a bad step the scale is a quarter. Is it halved twice?": scaler(backoff=0.25),
+    "nan passes for a good gradient. It is not infinite, and as bad.":
+        scaler(bad=lambda gradients: any(gradient.isinf().any() for gradient in gradients)),
+    "nan is found, minus infinity is not.":
+        scaler(bad=lambda gradients: any((gradient.isnan() | (gradient == math.inf)).any()
+            for gradient in gradients)),
+    "The scale never grows.": scaler(growth=1.0),
+    "The scale grows one step too late.": scaler(early=-1),
+    "The scale grows one step too early.": scaler(early=1),
+    "Once it has doubled the scale doubles after every step. The count must begin anew.":
+        scaler(after_growth=99),
+    "The second doubling comes one step too early: the count begins anew at 0.":
+        scaler(after_growth=1),
+    "The step at which the scale doubles is unscaled by the new scale. The loss had the old one.":
+        scaler(scale_first=True),
+    "All good steps are counted. After a bad one the count must begin anew.":
+        scaler(new_row=lambda good: good),
+    "A bad step is counted as well. After it the count must begin anew.":
+        scaler(new_row=lambda good: good + 1),
+    "After a bad step the count begins at 1. It should begin at 0.":
+        scaler(new_row=lambda good: 1),
+    "Where a step is to be left out, the optimizer takes one with gradients of 0. AdamW moves the "
+    "weights all the same, by its momentum.": scaler(when_bad=step_with_zeros),
 }
 # fmt: on

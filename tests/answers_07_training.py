@@ -11,6 +11,8 @@ from torch import nn
 
 import exercise_checks as check
 from exercise_checks.training import (
+    Scaler,
+    TorchScaler,
     accumulated,
     clip_by_norm,
     cost_of,
@@ -202,3 +204,102 @@ for message, answer in {
     ),
 }.items():  # fmt: skip
     wrong(check.mended_accumulation, message)(answer)
+
+
+# ------------------------------------------------------------------- 4: a scale for the loss
+
+right(check.loss_scaler)(TorchScaler)
+right(check.loss_scaler)(Scaler)
+
+
+@right(check.loss_scaler)
+class AsATensor:
+    def __init__(self, init_scale, growth_interval):
+        self.now, self.every, self.since = torch.tensor(init_scale), growth_interval, 0
+
+    def scale(self, loss):
+        return loss * self.now
+
+    def step(self, optimizer):
+        fine = True
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad = parameter.grad * (1 / self.now)
+                    fine = fine and bool(torch.isfinite(parameter.grad.sum()))
+        if not fine:
+            self.now, self.since = self.now / 2, 0
+            return False
+        optimizer.step()
+        self.since += 1
+        if self.since % self.every == 0:
+            self.now = self.now * 2
+        return True
+
+
+class HidesItsMethod(Scaler):
+    def __init__(self, init_scale, growth_interval):
+        super().__init__(init_scale, growth_interval)
+        self.scale = init_scale
+
+
+class WithoutStep:
+    def __init__(self, init_scale, growth_interval):
+        self.factor = init_scale
+
+    def scale(self, loss):
+        return loss * self.factor
+
+
+class Detached(Scaler):
+    def scale(self, loss):
+        return super().scale(loss).detach()
+
+
+class AsANumber(Scaler):
+    def scale(self, loss):
+        return loss.item() * self.factor
+
+
+class InPlace(Scaler):
+    def scale(self, loss):
+        loss.data.mul_(self.factor)
+        return loss
+
+
+class Silent(Scaler):
+    def scale(self, loss):
+        super().scale(loss)
+
+
+class WithoutALookAtNone(Scaler):
+    def step(self, optimizer):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad.mul_(1)
+        super().step(optimizer)
+
+
+class Clumsy(Scaler):
+    def step(self, optimizer):
+        optimizer.stepp()
+
+
+for message, answer in {
+    "`self.scale` is a number, and hides the method": HidesItsMethod,
+    "has no method `step`": WithoutStep,
+    "no .item() and no .detach()": Detached,
+    "the loss times the scale, a tensor": AsANumber,
+    "Your code changes its input": InPlace,
+    "Is the `return` missing?": Silent,
+    "its `.grad` is None": WithoutALookAtNone,
+    "has no attribute 'stepp'": Clumsy,
+    "takes 0 positional arguments but 2": lambda: Scaler(1, 2),
+    "A loss of 3 with a scale of 8 should become 24": partial(
+        Scaler, scaled=lambda loss, factor: loss * max(factor, 16)
+    ),
+    "in spite of the infinite gradient": partial(
+        Scaler, bad=lambda gradients: any(g.isnan().any() for g in gradients)
+    ),
+}.items():  # fmt: skip
+    wrong(check.loss_scaler, message)(answer)
