@@ -120,25 +120,16 @@ def clipped_by(answer, gradients, max_norm, as_given=list):
 def clipped_gradients(clip):
     """clip(parameters, max_norm) -> norm before; scales the gradients in place."""
 
-    def expect_clipped(gradients, max_norm, otherwise, what=(0, 1), as_given=list):
-        """Compare what is returned (0), or the gradients afterwards (1), or both."""
-        right = clipped_by(clip_grad_norm_, gradients, max_norm)
-        if 0 in what:
-            before = "Return the norm that the gradients had before, all numbers taken together."
-            expect_number(
-                clip,
-                right[0],
-                before,
-                tolerance=1e-4,
-                observe=lambda answer: clipped_by(answer, gradients, max_norm, as_given)[0],
-            )
-        if 1 in what:
-            expect(
-                lambda answer: clipped_by(answer, gradients, max_norm, as_given)[1],
-                clip,
-                right[1],
-                otherwise,
-            )
+    def expect_clipped(gradients, max_norm, otherwise, as_given=list):
+        """Compare what is returned, and then the gradients, with those of torch."""
+
+        def observe(n):
+            return lambda answer: clipped_by(answer, gradients, max_norm, as_given)[n]
+
+        norm, clipped = clipped_by(clip_grad_norm_, gradients, max_norm)
+        before = "Return the norm that the gradients had before, all numbers taken together."
+        expect_number(clip, norm, before, tolerance=1e-4, observe=observe(0))
+        expect(observe(1), clip, clipped, otherwise)
 
     yield "a gradient that is too long"
     otherwise = "The gradient (3, 4) has the norm 5; it should keep its direction and get the norm "
@@ -148,13 +139,10 @@ def clipped_gradients(clip):
     otherwise = "The gradient has the norm 0.5, and 2 is allowed: it should stay as it is."
     expect_clipped([torch.tensor([0.3, 0.4])], 2.0, otherwise)
 
-    yield "several parameters, one norm"
+    yield "several parameters: one norm, and one factor"
     several = [noise(3, 4, seed=1), 5 * noise(5, seed=2), noise(1, seed=3), noise(2, 2, 3, seed=4)]
-    expect_clipped(several, 2.0, None, what=[0])
-
-    yield "and one factor"
     otherwise = "The gradients differ from those of torch: is each multiplied by the same factor?"
-    expect_clipped(several, 2.0, otherwise, what=[1])
+    expect_clipped(several, 2.0, otherwise)
 
     yield "each short enough, and together too long"
     expect_clipped([noise(3, 4, seed=n) for n in range(20)], 6.0, otherwise)
@@ -195,6 +183,7 @@ def clip_by_norm(
     norm=norm_of,
     of=lambda parameter: parameter.grad,
     factor=lambda norm, max_norm: (max_norm / norm).clamp(max=1),
+    change=lambda gradient, scale, max_norm: gradient.mul_(scale),
     returned=lambda before, after, factor: before,
 ):
     """The clipping, with switches for the usual mistakes."""
@@ -203,17 +192,8 @@ def clip_by_norm(
         before = norm([of(parameter) for parameter in parameters])
         scale = factor(before, max_norm)
         for parameter in parameters:
-            parameter.grad.mul_(scale)
+            change(parameter.grad, scale, max_norm)
         return returned(before, norm([of(parameter) for parameter in parameters]), scale)
-
-
-def one_by_one(parameters, max_norm):
-    """Clips each gradient by itself, and returns the norm of all."""
-    parameters = list(parameters)
-    norm = norm_of([parameter.grad for parameter in parameters])
-    for parameter in parameters:
-        clip_by_norm([parameter], max_norm)
-    return norm
 
 
 def while_adding_up(parameters, max_norm):
@@ -223,13 +203,6 @@ def while_adding_up(parameters, max_norm):
         squares = squares + parameter.grad.square().sum()
         parameter.grad.mul_((max_norm / squares.sqrt()).clamp(max=1))
     return squares.sqrt()
-
-
-def limit_values(parameters, max_norm):
-    parameters = list(parameters)
-    norm = norm_of([parameter.grad for parameter in parameters])
-    nn.utils.clip_grad_value_(parameters, max_norm)
-    return norm
 
 
 def through_twice(parameters, max_norm):
@@ -269,7 +242,7 @@ clipped_gradients.mistakes = {
     "optimizer reads, does not change.":
         partial(clip_by_norm, factor=lambda norm, max_norm: 1),
     "Each value is cut off by itself. That turns the gradient into another direction.":
-        limit_values,
+        partial(clip_by_norm, change=lambda gradient, scale, most: gradient.clamp_(-most, most)),
     "The factor is upside down: it makes a long gradient longer.":
         partial(clip_by_norm, factor=lambda norm, max_norm: (norm / max_norm).clamp(min=1)),
     "It has the norm 1 now, whatever `max_norm` is.":
@@ -293,7 +266,8 @@ clipped_gradients.mistakes = {
         partial(clip_by_norm, norm=spectral),
     "Each gradient is clipped by itself. That changes the direction of the whole: the longest "
     "ones lose the most.":
-        one_by_one,
+        partial(clip_by_norm, change=lambda gradient, scale, most:
+            gradient.mul_((most / gradient.norm()).clamp(max=1))),
     "The first gradients are scaled before the norm is complete. It takes two loops.":
         while_adding_up,
     "`model.parameters()` can be gone through only once: your second loop finds nothing. Make a "
@@ -718,25 +692,21 @@ def gradients_in(optimizer):
 class Scaler:
     """The scaler, with switches for the usual mistakes."""
 
-    def __init__(
-        self,
-        init_scale,
-        growth_interval,
-        scaled=torch.mul,
-        unscale=torch.Tensor.div_,
-        bad=not_finite,
-        when_bad=lambda optimizer: None,
-        backoff=0.5,
-        growth=2.0,
-        new_row=lambda good: 0,  # how many good steps count after a bad one
-        after_growth=0,  # and after doubling
-        early=0,
-        scale_first=False,
-    ):
+    def __init__(self, init_scale, growth_interval, **mistake):
         self.factor, self.interval, self.good = init_scale, growth_interval, 0
-        self.scaled, self.unscale, self.bad, self.when_bad = scaled, unscale, bad, when_bad
-        self.backoff, self.growth, self.new_row = backoff, growth, new_row
-        self.after_growth, self.early, self.scale_first = after_growth, early, scale_first
+        right = {
+            "scaled": torch.mul,
+            "unscale": torch.Tensor.div_,
+            "bad": not_finite,
+            "when_bad": lambda optimizer: None,
+            "backoff": 0.5,
+            "growth": 2.0,
+            "early": 0,  # so many steps too early it grows
+            "new_row": lambda good: 0,  # how many good steps count after a bad one
+            "after_growth": 0,  # and after doubling
+            "scale_first": False,
+        }
+        self.__dict__.update(right | mistake)
 
     def scale(self, loss):
         return self.scaled(loss, self.factor)
