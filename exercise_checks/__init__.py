@@ -362,6 +362,12 @@ from .timing_lab_limits import (
     mended_mfu,
     tokens_per_second_at_most,
 )
+from .training import (
+    clipped_gradients,
+    loss_scaler,
+    mended_accumulation,
+    rise_of_the_floor,
+)
 from .transformer_block import (
     mended_block,
     parameters_of_an_xl_block,
