@@ -26,12 +26,12 @@ import tiktoken
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 HERE = Path(__file__).resolve().parent
 # Beside this file in the repository; under a name of its own where the series is installed.
-DATA = next(path for path in (HERE / "gpt2_notebooks_data", HERE / "data") if path.is_dir())
+DATA = HERE / ("gpt2_notebooks_data" if (HERE / "gpt2_notebooks_data").is_dir() else "data")
 
 # ------------------------------------------------------------------------------- the model
 
@@ -285,17 +285,15 @@ def save_model(path, model):
 
     A shared table stands in it once. Raises OSError as `open` does.
     """
-    path = Path(path)
+    path = Path(path).resolve()
     tied = model.unembed.weight is model.wte.weight
     named = model.named_parameters()  # "_orig_mod." is what torch.compile puts into the names
     weights = {name.replace("_orig_mod.", ""): p.detach().contiguous() for name, p in named}
     config = json.dumps(asdict(replace(model.config, tie_weights=tied)))
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        save_file(weights, partial, {"config": config})
+        partial.write_bytes(save(weights, {"config": config}))
         os.replace(partial, path)
-    except SafetensorError as error:  # "I/O error: No space left on device"
-        raise OSError(str(error)) from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -376,7 +374,8 @@ def get_tokenizer(path=DATA / "vocab.bpe"):
     merges = Path(path).read_bytes()
     if hashlib.sha256(merges).hexdigest() != MERGES_SHA256:
         raise ValueError(
-            f"{path} is not GPT-2's merges file (its SHA-256 differs): fetch it again, as binary"
+            f"{path} is not GPT-2's merges file (its SHA-256 differs): fetch it again, as binary, "
+            "with its line endings unchanged"
         )
     # The file writes every byte as one visible character: printable bytes as themselves, the
     # others, in order, as the characters from 256 on. A byte's place in that order is its id.

@@ -396,8 +396,18 @@ def test_a_compiled_model_can_be_saved(wrap, tmp_path):
     assert torch.equal(gpt2.load_model(path)(random_ids(CONFIG)), model(random_ids(CONFIG)))
 
 
+def test_a_saved_file_is_like_any_other_file(tmp_path):
+    """Others may read it as the system's rules say, and a link stays a link."""
+    path, link, other = (tmp_path / name for name in ("model.st", "link.st", "other"))
+    other.touch()
+    link.symlink_to(path)
+    gpt2.save_model(link, gpt2.GPT2(CONFIG))
+    assert link.is_symlink() and gpt2.load_model(path).config == CONFIG
+    assert path.stat().st_mode == other.stat().st_mode
+
+
 def test_where_nothing_can_be_written_it_is_the_systems_error(tmp_path):
-    with pytest.raises(OSError, match="No such file or directory"):
+    with pytest.raises(FileNotFoundError, match="no folder"):
         gpt2.save_model(tmp_path / "no folder" / "model.safetensors", gpt2.GPT2(CONFIG))
 
 
