@@ -19,6 +19,7 @@ import platform
 import re
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from operator import index
 from pathlib import Path
 
 import numpy as np
@@ -355,7 +356,7 @@ class GPT2Tokenizer(tiktoken.Encoding):
 
     def decode(self, ids, errors="replace"):
         """The text of `ids`, a list or a tensor [T]; ValueError for a number that is no id."""
-        ids = [int(i) for i in ids]
+        ids = [index(i) for i in ids]  # TypeError for what is no whole number
         if wrong := [i for i in ids if not 0 <= i < self.n_vocab]:
             raise ValueError(f"{wrong[0]} is no token id: GPT-2 has 0 to {self.n_vocab - 1}")
         return super().decode(ids, errors)

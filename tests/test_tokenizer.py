@@ -182,3 +182,11 @@ def test_what_is_no_id_is_refused(tokenizer, id):
     for read in (tokenizer.decode, tokenizer.pieces):
         with pytest.raises(ValueError, match=f"{id} is no token id: GPT-2 has 0 to 50256"):
             read([464, id])
+
+
+@pytest.mark.parametrize("ids", [[464, 1.7], torch.tensor([0.3, 2.0]), torch.tensor([[464, 3290]])])
+def test_what_is_no_row_of_whole_numbers_is_refused(tokenizer, ids):
+    """Logits in place of ids, or a batch."""
+    for read in (tokenizer.decode, tokenizer.pieces):
+        with pytest.raises(TypeError, match="integer"):
+            read(ids)
