@@ -56,10 +56,10 @@ def show_matrix(
 ):
     """Draw `matrix` [R, C] as a heat map, from white to the colour of a component.
 
-    `rows` and `columns` label its sides (lists of strings). `numbers`, a format such as ".2f",
-    writes every value into its cell in place of a colour bar. `signed` puts white at zero,
-    between blue and red. `limit` is the value of the darkest colour, the largest one by default.
-    Cells that are not finite are grey.
+    `rows` and `columns` label its sides (lists of strings, in which a dollar is a dollar).
+    `numbers`, a format such as ".2f", writes every value into its cell in place of a colour bar.
+    `signed` puts white at zero, between blue and red. `limit` is the value of the darkest colour,
+    the largest one by default. Cells that are not finite are grey.
     """
     matrix = torch.as_tensor(matrix).detach().float().cpu()  # [R, C]
     finite = matrix[matrix.isfinite()]
@@ -72,9 +72,9 @@ def show_matrix(
         ax.figure.colorbar(image, ax=ax, fraction=0.046)
     ax.set_title(title)
     if rows is not None:
-        ax.set_yticks(range(len(rows)), rows)
+        ax.set_yticks(range(len(rows)), rows, parse_math=False)
     if columns is not None:
-        ax.set_xticks(range(len(columns)), columns)
+        ax.set_xticks(range(len(columns)), columns, parse_math=False)
         if max(map(len, columns)) > 3:
             plt.setp(ax.get_xticklabels(), rotation=45, ha="right")
     ax.spines[:].set_visible(False)

@@ -17,8 +17,9 @@ import math
 import os
 import platform
 import re
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from operator import index
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +27,12 @@ import tiktoken
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 HERE = Path(__file__).resolve().parent
 # Beside this file in the repository; under a name of its own where the series is installed.
-DATA = next(path for path in (HERE / "gpt2_notebooks_data", HERE / "data") if path.is_dir())
+DATA = HERE / ("gpt2_notebooks_data" if (HERE / "gpt2_notebooks_data").is_dir() else "data")
 
 # ------------------------------------------------------------------------------- the model
 
@@ -48,18 +49,14 @@ class GPT2Config:
     tie_weights: bool = True  # the unembedding uses the token table
 
     def __post_init__(self):
-        for field in fields(self):
-            size = getattr(self, field.name)
-            if field.name == "tie_weights":
+        for name, size in asdict(self).items():
+            if name == "tie_weights":
                 if type(size) is not bool:
                     raise ValueError(f"tie_weights must be True or False, got {size!r}")
             elif type(size) is not int or size < 1:
-                raise ValueError(f"{field.name} must be an int of at least 1, got {size!r}")
+                raise ValueError(f"{name} must be an int of at least 1, got {size!r}")
         if self.n_embd % self.n_head:
-            raise ValueError(
-                f"n_embd={self.n_embd} cannot be shared equally by n_head={self.n_head} heads: "
-                f"{self.n_embd} / {self.n_head} is not a whole number"
-            )
+            raise ValueError(f"n_embd={self.n_embd} is not divisible by n_head={self.n_head} heads")
 
 
 GPT2_CONFIGS = {
@@ -144,8 +141,7 @@ class GPT2(nn.Module):
 
         The two projections that write into the residual stream are scaled by 1/sqrt(2L), because
         2L of them add up there (Radford et al. 2019, section 2.3). OpenAI's code drew `wpe` with
-        a standard deviation of 0.01; 0.02 throughout is what transformers and others do.
-        `generator` is a torch.Generator on the model's device.
+        0.01, transformers does not. `generator` is a torch.Generator on the model's device.
         """
         std, into_the_stream = 0.02, 0.02 / math.sqrt(2 * self.config.n_layer)
         self.wte.weight.normal_(0.0, std, generator=generator)
@@ -184,8 +180,7 @@ class GPT2(nn.Module):
 
 
 def tie(model, *_):
-    """If the config says so, let the unembedding use the token table; again after loading, for
-    `load_state_dict(..., assign=True)` has made two Parameters."""
+    """If the config says so, let the unembedding use the token table; again after every load."""
     if model.config.tie_weights:
         model.unembed.weight = model.wte.weight  # one Parameter, two users
 
@@ -196,7 +191,8 @@ def one_table(model, state_dict, prefix, *_):
     tables = [state_dict[name] for name in names if name in state_dict]
     tied = model.config.tie_weights or model.unembed.weight is model.wte.weight
     if tied and tables:
-        if not (tables[0] is tables[-1] or tables[0].is_meta or torch.equal(*tables)):
+        one = tables[0] is tables[-1] or tables[0].is_meta
+        if not (one or torch.equal(*map(torch.nan_to_num, tables))):  # nan is unequal to itself
             raise ValueError(
                 "what is to be loaded has a token table and another unembedding, but this model "
                 "ties the two: build it with tie_weights=False"
@@ -247,13 +243,12 @@ OPENAI_NAMES = {  # in the order of replacement
 def load_openai_weights(model, state_dict):
     """Copy a published GPT-2 checkpoint into `model`; returns the model.
 
-    `state_dict` has the names of OpenAI's checkpoint or of transformers'
-    `GPT2LMHeadModel.state_dict()`, also behind "transformer." or what torch.compile and
-    DataParallel put in front. It stores the layers of a block as [in, out], the transpose of
-    `nn.Linear`. Raises ValueError, and leaves the model as it was, if a tensor is missing, unknown,
-    of the wrong shape, or if the model ties two tensors that differ in the checkpoint. A square
-    matrix stored the wrong way round cannot be told from a right one by its shape: compare the
-    logits with a known result.
+    `state_dict` has the names of OpenAI's checkpoint or of transformers' `GPT2LMHeadModel`, also
+    behind what torch.compile and DataParallel put in front. It stores the layers of a block as
+    [in, out], the transpose of `nn.Linear`. Raises ValueError, and leaves the model as it was, if
+    a tensor is missing, unknown, of the wrong shape, or if the model ties two tensors that differ
+    in the checkpoint. A square matrix stored the wrong way round cannot be told from a right one by
+    its shape: compare the logits with a known result.
     """
     ours = {}
     for name, tensor in state_dict.items():
@@ -264,8 +259,9 @@ def load_openai_weights(model, state_dict):
             name = re.sub(openai, own, name)
         if not name.endswith((".attn.bias", ".attn.masked_bias")):  # the mask, in older checkpoints
             ours[name] = tensor
-    if "wte.weight" in ours:
-        ours.setdefault("unembed.weight", ours["wte.weight"])
+    table = ours.get("wte.weight", ours.get("unembed.weight"))  # a shared one may stand there once
+    if table is not None:
+        ours = {"wte.weight": table, "unembed.weight": table} | ours
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for problem, names in [
         ("has nothing for the model's", parameters.keys() - ours.keys()),
@@ -290,13 +286,14 @@ def save_model(path, model):
 
     A shared table stands in it once. Raises OSError as `open` does.
     """
-    path = Path(path)
+    path = Path(path).resolve()
     tied = model.unembed.weight is model.wte.weight
-    weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
+    named = model.named_parameters()  # "_orig_mod." is what torch.compile puts into the names
+    weights = {name.replace("_orig_mod.", ""): p.detach().contiguous() for name, p in named}
     config = json.dumps(asdict(replace(model.config, tie_weights=tied)))
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        save_file(weights, partial, {"config": config})
+        partial.write_bytes(save(weights, {"config": config}))
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -308,7 +305,7 @@ def load_model(path, device="cpu"):
     Raises FileNotFoundError, or ValueError if the file is cut off or another program's.
     """
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with safe_open(path, framework="pt") as file:
             config = GPT2Config(**json.loads(file.metadata()["config"]))
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         with torch.device("meta"):
@@ -318,16 +315,15 @@ def load_model(path, device="cpu"):
         raise ValueError(
             f"{Path(path).name} is damaged, or was not written by save_model: {error}"
         ) from None
-    return model
+    return model.to(device)
 
 
 # ---------------------------------------------------------------------- tokenizer and text
 
 MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
-SPLIT_PATTERN = (  # GPT-2's: contractions, words, numbers, punctuation, white space; a long
-    # run matched by `++`, tiktoken's later form of it, does not fill the stack
-    r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
-)
+# GPT-2's: contractions, words, numbers, punctuation, white space; a long run matched by `++`,
+# tiktoken's later form of it, does not fill the stack.
+PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
 
 class GPT2Tokenizer(tiktoken.Encoding):
@@ -341,8 +337,7 @@ class GPT2Tokenizer(tiktoken.Encoding):
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"character {error.start} of the text is half of a surrogate pair, which stands "
-                "for no character: repair the text before encoding it"
+                f"character {error.start} of the text is half of a surrogate pair: repair the text"
             ) from None
         special = {"allowed_special": allowed_special, "disallowed_special": disallowed_special}
         return super().encode(text, **special)
@@ -359,11 +354,16 @@ class GPT2Tokenizer(tiktoken.Encoding):
         """Token ids of `text`, an array; as `encode`."""
         return np.array(self.encode(text, **special), dtype=np.uint32)
 
+    def decode(self, ids, errors="replace"):
+        """The text of `ids`, a list or a tensor [T]; ValueError for a number that is no id."""
+        ids = [index(i) for i in ids]  # TypeError for what is no whole number
+        if wrong := [i for i in ids if not 0 <= i < self.n_vocab]:
+            raise ValueError(f"{wrong[0]} is no token id: GPT-2 has 0 to {self.n_vocab - 1}")
+        return super().decode(ids, errors)
+
     def pieces(self, ids):
         """Each token as a string of its own; bytes that are no whole character as \\xNN."""
-        return [
-            self.decode_single_token_bytes(int(i)).decode("utf-8", "backslashreplace") for i in ids
-        ]
+        return [self.decode([i], "backslashreplace") for i in ids]
 
 
 @lru_cache
@@ -388,7 +388,7 @@ def get_tokenizer(path=DATA / "vocab.bpe"):
         ranks[bytes(byte_of[character] for character in line if character != " ")] = len(ranks)
     return GPT2Tokenizer(
         "gpt2",
-        pat_str=SPLIT_PATTERN,
+        pat_str=PATTERN,
         mergeable_ranks=ranks,
         special_tokens={"<|endoftext|>": len(ranks)},
         explicit_n_vocab=50257,

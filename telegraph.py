@@ -125,7 +125,10 @@ def encode(text):
 
 
 def decode(ids):
-    """The text of ids, a list or a tensor [T]; ValueError for an id that is no word's."""
+    """The text of ids, a list or a tensor [T]; ValueError for [B, T], or an id of no word."""
+    ids = torch.as_tensor(ids)
+    if ids.ndim > 1:
+        raise ValueError(f"ids must be one text's, [T], got {list(ids.shape)}: decode row by row")
     if unknown := [int(i) for i in ids if not 0 <= i < len(VOCABULARY)]:
         raise ValueError(f"{unknown[0]} is no id of the telegraph's: 0 to {len(VOCABULARY) - 1}")
     return " ".join(VOCABULARY[i] for i in ids)

@@ -256,23 +256,26 @@ def timing(experiment, device, seconds, batch_size=0, seq_len=0, dtype="float32"
 
 
 def read_timings(*paths):
-    """The rows of any number of files of timings in one DataFrame with the columns of COLUMNS.
+    """The rows of one or more files of timings in one DataFrame with the columns of COLUMNS.
 
-    Raises ValueError with file and line for a file that is cut off, foreign or makes no sense.
+    Raises ValueError if there is no file, and with file and line for one that is cut off, foreign
+    or makes no sense.
     """
+    if not paths:
+        raise ValueError("there are no files of timings to read")
     tables = [_parse(Path(path).read_bytes(), Path(path).name) for path in paths]
     return pd.concat(tables, ignore_index=True)
 
 
 def save_timings(path, rows):
-    """Write rows (dicts or a DataFrame) to a CSV, whole or not at all; times to six digits.
+    """Write rows (dicts, a dict or a DataFrame) to a CSV, whole or not at all; times to six digits.
 
     Other entries than COLUMNS are left out. A file that is there already is replaced if it holds
     timings, or nothing. Raises ValueError if it does not, or if a row makes no sense, and OSError
     as `open` does; the file is then as it was.
     """
     path = Path(path).resolve()
-    table = pd.DataFrame(rows).reindex(columns=COLUMNS)
+    table = pd.DataFrame([rows] if isinstance(rows, dict) else rows).reindex(columns=COLUMNS)
     if table.empty:
         raise ValueError("there are no timings to save")
     if path.exists() and path.stat().st_size:

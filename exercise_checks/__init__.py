@@ -86,13 +86,14 @@ class exercise:  # noqa: N801 (used as a decorator)
     def __call__(self, *answers):
         """Print what works, and what is wrong with the first thing that does not."""
         tried, problem = [], None
+        mechanisms = self.mechanisms(*answers)
         met.clear()
         try:
             if any(answer is None or answer is ... for answer in answers):
                 raise NotAttempted("replace `None` by your answer")
             # The reader's random numbers stay theirs, and what they switched off is on again.
             with torch.random.fork_rng(devices=[]), torch.enable_grad():
-                for name in self.mechanisms(*answers):
+                for name in mechanisms:
                     tried.append(name)
         except NotAttempted as reason:
             print(f"{self.__name__}: not attempted yet; {reason}, and run the cell again.")

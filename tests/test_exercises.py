@@ -71,6 +71,12 @@ def test_every_check_is_tried():
         assert sum(known is ask for known, *_ in KNOWN + WRONG) >= 4, ask.__name__
 
 
+@pytest.mark.parametrize("answers", [(), (1, 2)])
+def test_the_wrong_number_of_answers_is_pythons_own_error(answers):
+    with pytest.raises(TypeError, match=r"parameters_of_a_larger_vocabulary\(\)"):
+        check.parameters_of_a_larger_vocabulary(*answers)
+
+
 def test_the_overview_names_every_mechanism(capsys):
     """`python -m exercise_checks` reads them off the code; a solved check has ticked them all."""
     overview = subprocess.check_output([sys.executable, "-m", "exercise_checks"], text=True)

@@ -44,6 +44,15 @@ def test_what_is_not_finite_takes_no_part(ax, value):
     figure_helpers.show_matrix(ax, torch.full((2, 2), value), "")
 
 
+@pytest.mark.parametrize("token", ["$$", "$^$", "$x$"])
+def test_a_token_with_dollars_is_no_formula(ax, token):
+    """`$$` is a token of GPT-2's, and in Matplotlib the beginning of a formula."""
+    figure_helpers.show_matrix(ax, torch.ones(1, 1), "", [token], [token])
+    ax.figure.canvas.draw()
+    for label in [*ax.get_xticklabels(), *ax.get_yticklabels()]:
+        assert label.get_text() == token and not label.get_parse_math()
+
+
 def test_stacked_bars_lie_end_to_end_and_small_parts_carry_no_number(ax):
     bars = {"one": {"a": 60.0, "b": 38.5, "c": 1.5}, "two": {"a": 10.0}}
     figure_helpers.stacked_bars(ax, bars, "%", {"a": "#000000", "b": "#FFFFFF", "c": "#FF0000"})

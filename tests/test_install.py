@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 import tomllib
 from types import SimpleNamespace
 
@@ -57,3 +58,13 @@ def test_the_floors_of_the_package_allow_the_pins_and_colab():
         assert requirement.specifier.contains(pins["requirements.txt"][requirement.name])
         if requirement.name in pins["tests/colab.txt"]:
             assert requirement.specifier.contains(pins["tests/colab.txt"][requirement.name])
+
+
+def test_the_helper_alone_has_the_model_and_says_which_file_it_lacks(tmp_path):
+    """Somebody copies this one file beside a notebook of their own."""
+    shutil.copy(ROOT / "gpt2_helpers.py", tmp_path)
+    code = "import gpt2_helpers as g; g.GPT2(g.GPT2Config(9, 4, 6, 1, 2)); g.get_tokenizer()"
+    python = [sys.executable, "-c", code]
+    done = subprocess.run(python, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.stderr.splitlines()[-1].startswith("FileNotFoundError: ")
+    assert "vocab.bpe" in done.stderr.splitlines()[-1]

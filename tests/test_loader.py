@@ -5,6 +5,7 @@ import io
 from dataclasses import replace
 
 import pytest
+import safetensors.torch
 import torch
 from conftest import SMALL, random_ids, reference_model
 from safetensors import SafetensorError
@@ -260,6 +261,54 @@ def test_one_table_is_enough(make):
     assert torch.equal(model.unembed.weight, state["wte.weight"])
 
 
+@pytest.mark.parametrize("tie_weights", [True, False])
+def test_a_file_of_safetensors_own_function_loads(tie_weights, tmp_path):
+    """It keeps a shared table under one of its names only, and not under the one that ours keeps.
+
+    Its `load_model` is no way back: it counts the name that the file lacks as unexpected.
+    """
+    path, config = tmp_path / "model.safetensors", replace(CONFIG, tie_weights=tie_weights)
+    model, other = gpt2.GPT2(config), gpt2.GPT2(config)
+    safetensors.torch.save_model(model, path)
+    for load in [other.load_state_dict, lambda state: gpt2.load_openai_weights(other, state)]:
+        other.init_weights()
+        load(load_file(path))
+        assert all(map(torch.equal, model.parameters(), other.parameters()))
+        assert (other.unembed.weight is other.wte.weight) == tie_weights
+
+
+@pytest.mark.parametrize("options", [{}, {"strict": False}, {"strict": False, "assign": True}])
+@pytest.mark.parametrize("name", ["wte.weight", "unembed.weight"])
+@pytest.mark.parametrize("make", [lambda: gpt2.GPT2(CONFIG), empty_model])
+def test_one_table_under_either_name_is_the_table(make, name, options):
+    model, state = make(), two_copies(gpt2.GPT2(CONFIG))
+    table = state.pop(name)
+    model.load_state_dict(state, **options)
+    assert model.unembed.weight is model.wte.weight and torch.equal(model.wte.weight, table)
+
+
+@pytest.mark.parametrize("kept", ["transformer.wte.weight", "lm_head.weight"])
+def test_a_published_checkpoint_needs_one_of_its_two_tables(saved, kept):
+    """`safetensors.torch.save_model(GPT2LMHeadModel)` keeps the other one than transformers."""
+    state = dict(saved[1].state_dict())
+    both = gpt2.load_openai_weights(gpt2.GPT2(CONFIG), state)
+    for name in {"transformer.wte.weight", "lm_head.weight"} - {kept}:
+        del state[name]
+    one = gpt2.load_openai_weights(gpt2.GPT2(CONFIG), state)
+    assert all(map(torch.equal, both.parameters(), one.parameters()))
+
+
+def test_a_table_with_nan_is_no_other_table():
+    """The weights of a training that went wrong can be loaded, and looked at."""
+    model, state = gpt2.GPT2(CONFIG), two_copies(gpt2.GPT2(CONFIG))
+    state["wte.weight"][3, 5] = state["unembed.weight"][3, 5] = torch.nan
+    model.load_state_dict(state)
+    assert model.wte.weight.isnan().sum() == 1
+    state["unembed.weight"] += 1
+    with pytest.raises(ValueError, match="another unembedding"):
+        model.load_state_dict(state)
+
+
 # ------------------------------------------------------------------------ saving and loading
 
 
@@ -329,3 +378,43 @@ def test_half_a_file_is_refused_and_none_is_not_found(tmp_path):
         gpt2.load_model(path)
     with pytest.raises(FileNotFoundError):
         gpt2.load_model(tmp_path / "nothing.safetensors")
+
+
+def compiled_blocks(model):
+    for i, block in enumerate(model.blocks):
+        model.blocks[i] = torch.compile(block, backend="eager")
+    return model
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda model: torch.compile(model, backend="eager"), compiled_blocks]
+)
+def test_a_compiled_model_can_be_saved(wrap, tmp_path):
+    path = tmp_path / "model.safetensors"
+    model = gpt2.GPT2(CONFIG)
+    gpt2.save_model(path, wrap(copy.deepcopy(model)))
+    assert torch.equal(gpt2.load_model(path)(random_ids(CONFIG)), model(random_ids(CONFIG)))
+
+
+def test_a_saved_file_is_like_any_other_file(tmp_path):
+    """Others may read it as the system's rules say, and a link stays a link."""
+    path, link, other = (tmp_path / name for name in ("model.st", "link.st", "other"))
+    other.touch()
+    link.symlink_to(path)
+    gpt2.save_model(link, gpt2.GPT2(CONFIG))
+    assert link.is_symlink() and gpt2.load_model(path).config == CONFIG
+    assert path.stat().st_mode == other.stat().st_mode
+
+
+def test_where_nothing_can_be_written_it_is_the_systems_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        gpt2.save_model(tmp_path / "no folder" / "model.safetensors", gpt2.GPT2(CONFIG))
+
+
+def test_a_device_that_is_not_there_is_not_the_files_fault(tmp_path):
+    path = tmp_path / "model.safetensors"
+    gpt2.save_model(path, gpt2.GPT2(CONFIG))
+    for device in ["no device", "cuda:99"]:
+        with pytest.raises((RuntimeError, AssertionError)) as refused:
+            gpt2.load_model(path, device)
+        assert "damaged" not in str(refused.value)

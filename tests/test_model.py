@@ -1,12 +1,15 @@
 """The model is GPT-2: logits, gradients, causality, initialisation, the tie, bad input."""
 
+import ast
 import copy
 import math
 import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 import torch.nn.functional as F
@@ -296,3 +299,40 @@ def test_the_helper_imports_no_plotting_and_no_measuring():
     code = "import sys, gpt2_helpers; print(*sys.modules)"
     modules = subprocess.check_output([sys.executable, "-c", code], text=True).split()
     assert not {"matplotlib", "psutil", "pandas", "IPython"} & set(modules)
+
+
+# ------------------------------------------------------------- what notebook 4 itself defines
+
+
+@pytest.fixture(scope="module")
+def sample():
+    """The function of its section 8."""
+    path = Path(__file__).resolve().parent.parent / "notebooks" / "04_gpt2_model.ipynb"
+    cells = {cell.id: cell.source for cell in nbformat.read(path, as_version=4).cells}
+    function = next(
+        node
+        for node in ast.parse(cells["torch-inference-mode"]).body
+        if isinstance(node, ast.FunctionDef)
+    )
+    names = {"torch": torch, "F": F}
+    exec(ast.unparse(function), names)
+    return names["sample"]
+
+
+@pytest.mark.parametrize("temperature", [0, 0.0, -1.0])
+def test_a_temperature_that_cannot_be_is_not_the_models_fault(sample, temperature):
+    with pytest.raises(ValueError, match="temperature must be above 0; top_k=1"):
+        sample(gpt2.GPT2(SMALL[0]), random_ids(SMALL[0], 1), 2, temperature)
+
+
+def test_logits_that_are_nan_write_no_text(sample):
+    model = gpt2.GPT2(SMALL[0])
+    with torch.no_grad():
+        model.ln_f.bias[0] = torch.nan
+    with pytest.raises(ValueError, match="logits are nan"):
+        sample(model, random_ids(SMALL[0], 1), 2)
+
+
+def test_a_text_longer_than_the_model_has_positions_for_goes_on(sample):
+    ids = torch.zeros(1, SMALL[0].n_positions + 3, dtype=torch.int64)
+    assert sample(gpt2.GPT2(SMALL[0]), ids, 2, top_k=1).shape == (1, SMALL[0].n_positions + 5)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import telegraph
-from telegraph import END, SKILLS, VOCABULARY, decode, encode, next_log_probabilities
+from telegraph import END, SKILLS, VOCABULARY, batch, decode, encode, next_log_probabilities
 
 
 def test_in_every_state_the_probabilities_sum_to_1():
@@ -108,3 +108,9 @@ def test_a_word_of_another_language():
         with pytest.raises(ValueError, match="is no id of the telegraph's"):
             next_log_probabilities(ids)
     assert next_log_probabilities("").argmax() == encode("TELEGRAM")[0]
+
+
+def test_a_batch_is_decoded_row_by_row():
+    with pytest.raises(ValueError, match=r"one text.s, \[T\], got \[2, 38\]: decode row"):
+        decode(batch(2, seed=1)[0])
+    assert decode(torch.tensor([])) == decode([]) == ""

@@ -68,6 +68,18 @@ def test_entries_that_are_no_columns_are_left_out(tmp_path):
     assert records(read_timings(path)) == some_rows()[:1]
 
 
+def test_one_row_need_not_be_in_a_list(tmp_path):
+    path = tmp_path / "mine.csv"
+    save_timings(path, some_rows()[0])
+    assert records(read_timings(path)) == some_rows()[:1]
+
+
+def test_no_files_make_no_table():
+    """A pattern such as class/*.csv may find nothing."""
+    with pytest.raises(ValueError, match="there are no files of timings to read"):
+        read_timings(*Path("no such folder").glob("*.csv"))
+
+
 @pytest.fixture
 def unharmed(tmp_path):
     """A file of timings that must be as it was when the test is over, and the only file there."""

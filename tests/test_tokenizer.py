@@ -167,3 +167,26 @@ def test_the_story_fills_one_batch(tokenizer):
 def test_a_batch_that_cannot_be_is_refused(shape, message):
     with pytest.raises(ValueError, match=message):
         gpt2.get_batch(*shape)
+
+
+@pytest.mark.parametrize("make", [list, tuple, torch.tensor, iter])
+def test_ids_of_any_kind_become_text(tokenizer, make):
+    ids = tokenizer.encode("Odile Brännström 👍")
+    assert tokenizer.decode(make(ids)) == "Odile Brännström 👍"
+    assert tokenizer.decode(make(ids[:-1])).endswith("\ufffd")  # half a character
+    assert tokenizer.pieces(make(ids)) == [tokenizer.decode([i], "backslashreplace") for i in ids]
+
+
+@pytest.mark.parametrize("id", [-100, -1, 50257, 2**70])
+def test_what_is_no_id_is_refused(tokenizer, id):
+    for read in (tokenizer.decode, tokenizer.pieces):
+        with pytest.raises(ValueError, match=f"{id} is no token id: GPT-2 has 0 to 50256"):
+            read([464, id])
+
+
+@pytest.mark.parametrize("ids", [[464, 1.7], torch.tensor([0.3, 2.0]), torch.tensor([[464, 3290]])])
+def test_what_is_no_row_of_whole_numbers_is_refused(tokenizer, ids):
+    """Logits in place of ids, or a batch."""
+    for read in (tokenizer.decode, tokenizer.pieces):
+        with pytest.raises(TypeError, match="integer"):
+            read(ids)
