@@ -33,7 +33,6 @@ NEWS = {  # who does what, and how often
     "AUNTS": {"SOLD": 0.5, "BURNT": 0.2, "FOUND": 0.3},
 }
 OBJECTS = {"MAP": 0.3, "SOUP": 0.3, "HAT": 0.2, "REPLY": 0.1, "HYMN": 0.1}
-
 START, END = "TELEGRAM", "END"
 SKILLS = ["grammar", "choice", "copy", "arithmetic", "code book"]
 
@@ -109,7 +108,7 @@ def telegram():
 
 
 # ---------------------------------------------------------------------------- words and ids
-FORM = f"{START} {END} STOP TO FROM ROAD BLOCKED BY WE HAVE AND MORE MAKE CODE MEANS REPEAT THE"
+FORM = "TELEGRAM END STOP TO FROM ROAD BLOCKED BY WE HAVE AND MORE MAKE CODE MEANS REPEAT THE"
 LISTS = [FORM.split(), STATIONS, CAUSES, THINGS, NUMBERS, CODE_WORDS, GOODS, OBJECTS, NEWS]
 LISTS += NEWS.values()
 VOCABULARY = list(dict.fromkeys(word for words in LISTS for word in words))  # each word once, V
@@ -125,11 +124,9 @@ def encode(text):
 
 
 def decode(ids):
-    """The text of ids, a list or a tensor [T]; ValueError for [B, T], or an id of no word."""
-    ids = torch.as_tensor(ids)
-    if ids.ndim > 1:
-        raise ValueError(f"ids must be one text's, [T], got {list(ids.shape)}: decode row by row")
-    if unknown := [int(i) for i in ids if not 0 <= i < len(VOCABULARY)]:
+    """The text of ids, a list or a tensor [T]; ValueError for what is no id, also for [B, T]."""
+    ids = torch.as_tensor(ids).tolist()
+    if unknown := [i for i in ids if i not in range(len(VOCABULARY))]:
         raise ValueError(f"{unknown[0]} is no id of the telegraph's: 0 to {len(VOCABULARY) - 1}")
     return " ".join(VOCABULARY[i] for i in ids)
 

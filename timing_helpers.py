@@ -298,7 +298,7 @@ def _parse(content, name):
     """The DataFrame in the bytes of a CSV; ValueError with name and line if a line is wrong."""
     rows = []
     try:
-        text = content.decode("utf-8-sig").rstrip()
+        text = content.decode("utf-8-sig").rstrip("\r\n")
         for values in csv.reader(io.StringIO(text), strict=True):
             if rows:
                 _check(values)

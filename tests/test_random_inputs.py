@@ -133,6 +133,7 @@ timings = st.builds(
 
 @search(100)
 @given(rows=st.lists(timings, min_size=1, max_size=4))
+@example(rows=[a_timing("m", " ", "e", (1.0, 1.0, 1.0), (0, 0))])  # a blank at the very end
 def test_a_table_of_timings_is_read_as_it_was_saved(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("timings") / "mine.csv"
     save_timings(path, rows)
