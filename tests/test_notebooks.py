@@ -43,7 +43,7 @@ def tags(cell):
 
 def test_the_series_is_complete():
     names = ["01_embeddings", "02_attention", "03_transformer_block", "04_gpt2_model"]
-    names += ["05_timing_lab", "06_timing_lab_limits", "reference"]
+    names += ["05_timing_lab", "06_timing_lab_limits", "07_training", "reference"]
     names += [f"{name}_solutions" for name in names[:-1]]
     assert [path.stem for path in save_outputs.series()] == names
 

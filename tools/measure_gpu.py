@@ -31,6 +31,7 @@ SHARES = {  # what runs, in this order, and its share of the time; what one leav
     "tests/test_gpu.py": 3,
     "notebooks/05_timing_lab.ipynb": 6,
     "notebooks/06_timing_lab_limits.ipynb": 6,
+    "notebooks/07_training.ipynb": 3,
     "notebooks/02_attention.ipynb": 1,
     "notebooks/04_gpt2_model.ipynb": 2,
 }
