@@ -105,6 +105,7 @@ def test_kept_for_backward_counts_shared_memory_once():
     assert kept_for_backward(lambda: x @ weight) == x.nbytes
     assert kept_for_backward(lambda: (x @ weight, x[:5] @ weight)) == x.nbytes
     assert kept_for_backward(lambda: x * 2) == 0
+    assert kept_for_backward(lambda: x @ weight, without=[x]) == 0
 
 
 def test_kept_for_backward_refuses_the_meta_device():

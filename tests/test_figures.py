@@ -5,10 +5,12 @@ import nbformat
 import pandas as pd
 import pytest
 import torch
+from conftest import random_ids, reference_model
 from nbclient import NotebookClient
 
 import figure_helpers
 import gpt2_helpers as gpt2
+from figure_helpers import attention_weights
 from timing_helpers import COLUMNS, timing
 
 
@@ -127,3 +129,19 @@ def test_figures_appear_whatever_the_backend(backend, monkeypatch):
 def test_the_style_does_without_a_notebook():
     figure_helpers.set_style()
     assert plt.rcParams["font.size"] == 13
+
+
+def test_attention_weights_are_those_of_transformers(config):
+    reference = reference_model(config)
+    model = gpt2.load_openai_weights(gpt2.GPT2(config), reference.state_dict())
+    ids = random_ids(config)
+    theirs = reference(ids, output_attentions=True).attentions  # L x [B, H, T, T]
+    ours = []
+    for block in model.blocks:
+        block.attn.register_forward_hook(
+            lambda attn, inputs, output: ours.append(attention_weights(attn, inputs[0]))
+        )
+    model(ids)
+    assert len(ours) == len(theirs) == config.n_layer
+    for mine, other in zip(ours, theirs, strict=True):
+        assert torch.allclose(mine, other, atol=1e-6)

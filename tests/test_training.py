@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import ablations
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -218,7 +220,21 @@ def test_a_loss_that_is_nan_ends_the_run_in_words(tmp_path):
     assert checkpoints(tmp_path) == []
 
 
-# ------------------------------------------------------------------------------ the weights
+# --------------------------------------------------------------------- what was recorded
+
+
+def test_the_record_has_every_variant_of_notebook_7_three_times():
+    names = [*ablations.definitions()["VARIANTS"]]
+    record = pd.read_csv(DATA / "ablations.csv")
+    runs = list(zip(record["changed"], record["seed"], strict=True))
+    assert runs == [(name, seed) for name in names for seed in range(3)]
+    assert set(record["steps"]) == {1500}
+
+
+def test_a_variant_is_trained_by_the_notebooks_own_cells():
+    row = ablations.one_run("no mask", seed=1, steps=100)
+    assert row["changed"] == "no mask" and row["seed"] == 1
+    assert row["choice"] < -0.05  # it reads the answers
 
 
 def test_the_weights_of_the_repository_are_near_the_floor():
