@@ -69,7 +69,7 @@ def make_optimizer(model, weight_decay=0.1):
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=True)
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
 
 
 def train_step(
@@ -195,7 +195,7 @@ def read_options(arguments):
     add("--out", type=Path, required=True, help="the folder of the run")
     add("--model", choices=MODELS, default="telegraph")
     add("--data", default="telegraph", help="'telegraph', or the path of a text file")
-    add("--steps", type=int, default=1500)
+    add("--steps", type=int, default=2000)
     add("--batch", type=int, default=16, help="rows in a step")
     add("--length", type=int, help="tokens in a row of a text file (the model's positions)")
     add("--accumulate", type=int, default=1, help="the parts in which a batch is worked on")

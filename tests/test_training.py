@@ -228,7 +228,7 @@ def test_the_record_has_every_variant_of_notebook_7_three_times():
     record = pd.read_csv(DATA / "ablations.csv")
     runs = list(zip(record["changed"], record["seed"], strict=True))
     assert runs == [(name, seed) for name in names for seed in range(3)]
-    assert set(record["steps"]) == {1500}
+    assert set(record["steps"]) == {2000}
 
 
 def test_a_variant_is_trained_by_the_notebooks_own_cells():

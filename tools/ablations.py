@@ -1,6 +1,6 @@
 """Train every variant of notebook 7 at full length, with three seeds each, into data/ablations.csv.
 
-    python tools/ablations.py [--steps 1500] [--out data/ablations.csv]
+    python tools/ablations.py [--steps 2000] [--out data/ablations.csv]
 
 The variants are the notebook's own: its cells tagged "ablations" are executed. Each run is a
 process of its own with one thread, as many at once as the machine has cores.
@@ -46,7 +46,7 @@ def one_run(name, seed, steps):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "ablations.csv")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
