@@ -162,7 +162,7 @@ def save_checkpoint(out, step, model, optimizer, scaler, options):
     state |= {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
     torch.save(state, partial / "state.pt")
     for file in partial.iterdir():  # on the disk before the name says so
-        with open(file, "rb") as written:
+        with open(file, "r+b") as written:  # Windows wants a file that could be written
             os.fsync(written.fileno())
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
