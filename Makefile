@@ -34,7 +34,7 @@ ablations: .venv/installed  ## the variants of notebook 7 at full length, three 
 	$(BIN)/python tools/ablations.py
 
 weights: .venv/installed  ## make weights SEED=n: the trained weights that the later notebooks load, to data/
-	$(BIN)/python train_gpt2.py --device cpu --steps 5000 --batch 32 --lr 4e-3 --seed $(SEED) --out weights_run
+	$(BIN)/python train_gpt2.py --device cpu --steps 5000 --batch 32 --lr 4e-3 --beta2 0.99 --seed $(SEED) --out weights_run
 	cp weights_run/checkpoint-0005000/model.safetensors data/telegraph_gpt2.safetensors
 	cp weights_run/losses.csv data/telegraph_losses.csv
 

@@ -61,7 +61,7 @@ def learning_rate(step, steps, peak):
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
-def make_optimizer(model, weight_decay=0.1):
+def make_optimizer(model, weight_decay=0.1, beta2=0.95):
     """AdamW with its fused step; matrices and tables are decayed, biases and LayerNorms are not."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
@@ -69,7 +69,7 @@ def make_optimizer(model, weight_decay=0.1):
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+    return torch.optim.AdamW(groups, betas=(0.9, beta2), fused=True)
 
 
 def train_step(
@@ -200,6 +200,12 @@ def read_options(arguments):
     add("--length", type=int, help="tokens in a row of a text file (the model's positions)")
     add("--accumulate", type=int, default=1, help="the parts in which a batch is worked on")
     add("--lr", type=float, help="the peak of the learning rate (3e-3 for telegraph, else 6e-4)")
+    add(
+        "--beta2",
+        type=float,
+        default=0.95,
+        help="AdamW's memory of squared gradients (%(default)s)",
+    )
     add("--dtype", choices=DTYPES, default="float32", help="of the forward pass, by autocast")
     add("--device", default=str(pick_device()), help="the accelerator, or the CPU (%(default)s)")
     add("--compile", action="store_true", help="with torch.compile")
@@ -216,6 +222,8 @@ def read_options(arguments):
     for name in ("steps", "batch", "length", "accumulate", "lr", "checkpoint_every"):
         if not 0 < getattr(options, name) < math.inf:
             parser.error(f"--{name.replace('_', '-')} must be more than 0")
+    if not 0 <= options.beta2 < 1:
+        parser.error("--beta2 must be at least 0 and less than 1")
     if options.batch % options.accumulate:
         parser.error(f"--batch {options.batch} makes no {options.accumulate} equal parts")
     if options.length > config.n_positions:
@@ -254,7 +262,8 @@ def run(options):
         return (tensor.to(device, non_blocking=True) for tensor in on_cpu(step))
 
     # What must be the same for the losses to be the same.
-    names = ("model", "data", "steps", "batch", "length", "accumulate", "lr", "dtype", "seed")
+    names = ("model", "data", "steps", "batch", "length", "accumulate", "lr", "beta2")
+    names += ("dtype", "seed")
     fixed = {name: getattr(options, name) for name in names}
     scaler = torch.amp.GradScaler(device.type, enabled=options.dtype == "float16")
     options.out.mkdir(parents=True, exist_ok=True)
@@ -267,7 +276,7 @@ def run(options):
                     f"the run in {options.out} has --{name} {state['options'][name]}, not {value}"
                 )
         model = load_model(found[-1] / "model.safetensors", device)
-        optimizer = make_optimizer(model)
+        optimizer = make_optimizer(model, beta2=options.beta2)
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["random"]["cpu"])
@@ -276,7 +285,7 @@ def run(options):
         done = state["step"]
     else:
         model, done = GPT2(MODELS[options.model]).to(device), 0
-        optimizer = make_optimizer(model)
+        optimizer = make_optimizer(model, beta2=options.beta2)
     keep_losses(options.out / "losses.csv", done)
 
     parameters = sum(p.numel() for p in model.parameters())

@@ -27,7 +27,7 @@ COLAB_PYTHON = os.environ.get("COLAB_PYTHON")
 def origin(tmp_path_factory):
     """The series in a repository, tagged; on its branch `main` a later, different helper."""
     folder = tmp_path_factory.mktemp("origin")
-    for path in [ROOT / "pyproject.toml", *ROOT.glob("*_helpers.py")]:
+    for path in [ROOT / "pyproject.toml", *ROOT.glob("*.py")]:
         shutil.copy(path, folder)
     for name in ("exercise_checks", "data"):
         shutil.copytree(ROOT / name, folder / name)
@@ -136,7 +136,9 @@ def test_installs_its_own_revision_once(colab):
         "exercise_checks",
         "figure_helpers.py",
         "gpt2_helpers.py",
+        "telegraph.py",
         "timing_helpers.py",
+        "train_gpt2.py",
     }
     assert set(os.listdir(colab.packages)) - before - {"__pycache__"} == added
     colab.connect("http://127.0.0.1:9")  # what is there needs no network

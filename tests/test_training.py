@@ -185,6 +185,7 @@ def test_a_run_is_neither_overwritten_nor_resumed_as_another(tmp_path, capsys):
         (["--data=nowhere.txt", "--model=gpt2"], "there is no text file nowhere.txt"),
         (["--data=README.md"], "knows telegrams only"),
         (["--steps=0"], "--steps must be more than 0"),
+        (["--beta2=1"], "--beta2 must be at least 0 and less than 1"),
         (["--lr=nan"], "--lr must be more than 0"),
         (["--checkpoint-every=-1"], "--checkpoint-every must be more than 0"),
         (["--data=README.md", "--model=gpt2", "--length=2000"], "gpt2 has 1024 positions"),
