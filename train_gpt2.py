@@ -11,6 +11,7 @@ so a run that was stopped and resumed has the losses of one that never stopped, 
 """
 
 import argparse
+import io
 import math
 import os
 import random
@@ -160,7 +161,9 @@ def save_checkpoint(out, step, model, optimizer, scaler, options):
         random_state["cuda"] = torch.cuda.get_rng_state_all()
     state = {"step": step, "options": options, "random": random_state}
     state |= {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
-    torch.save(state, partial / "state.pt")
+    buffer = io.BytesIO()  # by a path, torch.save raises a RuntimeError where the disk is full
+    torch.save(state, buffer)
+    (partial / "state.pt").write_bytes(buffer.getbuffer())
     for file in partial.iterdir():  # on the disk before the name says so
         with open(file, "r+b") as written:  # Windows wants a file that could be written
             os.fsync(written.fileno())
@@ -234,6 +237,11 @@ def read_options(arguments):
         torch.empty(0, device=options.device)
     except (AssertionError, RuntimeError):
         parser.error(f"this PyTorch has no device {options.device} here")
+    if options.compile:
+        try:
+            torch.compile(torch.sin)(torch.zeros(1, device=options.device))
+        except RuntimeError as error:
+            parser.error(f"--compile does not work here: {str(error).splitlines()[0]}")
     if text and not Path(options.data).is_file():
         parser.error(f"there is no text file {options.data}")
     if text and options.model == "telegraph":

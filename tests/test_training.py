@@ -165,6 +165,37 @@ def test_a_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch, capsys):
     assert lines(other) == lines(tmp_path)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no limit on the size of a file")
+def test_what_cannot_be_written_whole_is_one_sentence(tmp_path):
+    """With room for the weights (1.7 MB), but not for the optimizer's state (3.3 MB)."""
+    import resource
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2_500_000, 2_500_000))
+
+    ended = subprocess.run(
+        program(tmp_path, "--steps=1", "--batch=2"),
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
+    assert ended.stderr.splitlines()[-1].endswith("File too large")
+    assert checkpoints(tmp_path) == []
+
+
+def test_compiling_without_a_compiler_is_one_sentence(tmp_path, monkeypatch, capsys):
+    def no_compiler(function):
+        raise RuntimeError("No working C++ compiler found\nand more")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    with pytest.raises(SystemExit):
+        main(["--device=cpu", "--compile", f"--out={tmp_path / 'run'}"])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith("--compile does not work here: No working C++ compiler found")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_is_neither_overwritten_nor_resumed_as_another(tmp_path, capsys):
     run = ["--device=cpu", "--steps=2", "--batch=2", f"--out={tmp_path}"]
     main(run)
