@@ -153,9 +153,6 @@ def save_checkpoint(out, step, model, optimizer, scaler, options):
     """Write out/checkpoint-<step>, whole or not at all, and keep the two newest."""
     final = out / f"checkpoint-{step:07d}"
     partial = out / f"{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    save_model(partial / "model.safetensors", model)
     random_state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         random_state["cuda"] = torch.cuda.get_rng_state_all()
@@ -163,12 +160,18 @@ def save_checkpoint(out, step, model, optimizer, scaler, options):
     state |= {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
     buffer = io.BytesIO()  # by a path, torch.save raises a RuntimeError where the disk is full
     torch.save(state, buffer)
-    (partial / "state.pt").write_bytes(buffer.getbuffer())
-    for file in partial.iterdir():  # on the disk before the name says so
-        with open(file, "r+b") as written:  # Windows wants a file that could be written
-            os.fsync(written.fileno())
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        save_model(partial / "model.safetensors", model)
+        (partial / "state.pt").write_bytes(buffer.getbuffer())
+        for file in partial.iterdir():  # on the disk before the name says so
+            with open(file, "r+b") as written:  # Windows wants a file that could be written
+                os.fsync(written.fileno())
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     for old in checkpoints(out)[:-2]:
         shutil.rmtree(old)
 
