@@ -12,7 +12,6 @@ import platform
 import re
 import statistics
 import time
-import weakref
 from datetime import date
 from pathlib import Path
 
@@ -20,11 +19,8 @@ import pandas as pd
 import psutil
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import mkldnn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from gpt2_helpers import GPT2_CONFIGS, describe_device, forward_flops, training_memory
 
@@ -79,46 +75,6 @@ def kept_for_backward(function, without=()):
     del result
     left_out = {tensor.untyped_storage().data_ptr() for tensor in without}
     return sum(s.nbytes() for address, s in storages.items() if address not in left_out)
-
-
-class Ledger(TorchDispatchMode):
-    """Enters the memory of each tensor that an operation makes; strikes it out when it is freed."""
-
-    def __init__(self):
-        super().__init__()
-        self.live, self.total, self.peak, self.at_peak = {}, 0, 0, []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                self.enter(tensor.untyped_storage(), list(tensor.shape))
-        return result
-
-    def enter(self, storage, shape):
-        key = storage._cdata  # the address of the storage itself; on meta its data has none
-        if key not in self.live:
-            weakref.finalize(storage, self.strike_out, key)
-            self.live[key] = shape, storage.nbytes()
-            self.total += storage.nbytes()
-            if self.total > self.peak:
-                self.peak, self.at_peak = self.total, list(self.live.values())
-
-    def strike_out(self, key):
-        _, n_bytes = self.live.pop(key)
-        self.total -= n_bytes
-
-
-def live_at_peak(function, shapes_only=False):
-    """The tensors that live at the moment when `function()` holds most: [(shape, bytes), ...].
-
-    Only those that it makes itself; tensors that share their memory count once, and what a single
-    operation reserves inside is not seen. With `shapes_only` PyTorch goes through the operations
-    with shapes and no numbers, which costs no memory and little time.
-    """
-    with FakeTensorMode() if shapes_only else contextlib.nullcontext(), Ledger() as ledger:
-        function()
-    return ledger.at_peak
 
 
 MEMBERSHIP = Path("/proc/self/cgroup")  # where Linux says in which control groups a process is,

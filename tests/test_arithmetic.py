@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import gpt2_helpers as gpt2
-from timing_helpers import kept_for_backward, live_at_peak
+from timing_helpers import kept_for_backward
 
 PUBLISHED = {  # layers, heads, width
     "gpt2": (12, 12, 768),
@@ -112,22 +112,6 @@ def test_kept_for_backward_refuses_the_meta_device():
     weight = torch.randn(5, 5, device="meta", requires_grad=True)
     with pytest.raises(ValueError, match="meta device take no memory"):
         kept_for_backward(lambda: weight @ weight)
-
-
-@pytest.mark.parametrize("shapes_only", [False, True])
-def test_live_at_peak_leaves_out_what_is_freed_and_counts_shared_memory_once(shapes_only):
-    def work():
-        first = torch.zeros(10, 50)
-        view = first.T
-        second = first + 1
-        del first
-        third = second + view[0, 0]  # the view keeps the memory of the first
-        del second, view
-        torch.zeros(2000)
-        return third + 1
-
-    live = live_at_peak(work, shapes_only)
-    assert live == [([10, 50], 2000), ([2000], 8000)]
 
 
 def test_weights_gradients_and_optimizer_state():
