@@ -223,7 +223,7 @@ def draw_timings(table, experiments=THE_THREE, size=(8, 1024)):
             ax.text(1.25 * high, y, f"{row['note']} {number} s".strip(), va="center", fontsize=12)
             kind = "" if row["model"] == "gpt2" else f", {row['model']}"
             kind += "" if row["dtype"] == "float32" else f", {row['dtype']}"
-            name = re.sub(r"\((R|TM|tm)\)| CPU| with .*", "", row["machine"])
+            name = re.sub(r"\((R|TM|tm)\)| CPU(?= @)| with .*", "", row["machine"])
             ticks[y] = (name if len(name) < 38 else name[:36] + " ...") + kind
             largest = max(largest, high)
         y += 1
