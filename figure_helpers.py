@@ -187,8 +187,9 @@ def draw_timings(table, experiments=THE_THREE, size=(8, 1024)):
     """A figure of a table of timings, one line per row, on a log axis; returns the figure.
 
     Grey is a CPU, green another device. A round mark is a measured median, a diamond a reported
-    time, a stroke anything else; the thin line is the range. Where a row has another batch than
-    `size`, its times are scaled by the FLOPs of its model, and its mark is hollow.
+    time, a stroke anything else; the thin line is the range, dashed if reported. Where a row has
+    another batch than `size`, its times are scaled by the FLOPs of its model, its mark is hollow,
+    and its name says the batch.
     """
 
     def scaled(row):
@@ -217,13 +218,14 @@ def draw_timings(table, experiments=THE_THREE, size=(8, 1024)):
             colour = COLOURS["other" if row["device"] == "cpu" else "attention"]
             marker = {"measured": "o", "reported": "D"}.get(row["source"], "|")
             face = colour if scale == 1 else "white"
-            ax.plot((low, high), (y, y), color=colour)
+            ax.plot((low, high), (y, y), "--" if marker == "D" else "-", color=colour)
             ax.plot(middle, y, marker, color=colour, markerfacecolor=face, markersize=9, mew=2)
             number = f"{middle:.2g}" if middle < 9.5 else f"{middle:,.0f}"
             ax.text(1.25 * high, y, f"{row['note']} {number} s".strip(), va="center", fontsize=12)
             kind = "" if row["model"] == "gpt2" else f", {row['model']}"
             kind += "" if row["dtype"] == "float32" else f", {row['dtype']}"
-            name = re.sub(r"\((R|TM|tm)\)| CPU| with .*", "", row["machine"])
+            kind += "" if scale == 1 else f", {row['batch_size']} x {row['seq_len']}"
+            name = re.sub(r"\((R|TM|tm)\)| CPU(?= @)| with .*", "", row["machine"])
             ticks[y] = (name if len(name) < 38 else name[:36] + " ...") + kind
             largest = max(largest, high)
         y += 1

@@ -104,7 +104,7 @@ def test_a_figure_shows_each_row():
     texts = [text.get_text().strip() for text in ax.texts]
     assert texts[0] == "forward, one pass of 8 x 1024" and "more than 0.2 s" in texts
     labels = [label.get_text() for label in ax.get_yticklabels()]
-    assert labels[:2] == ["a GPU", "a GPU, gpt2-medium, bfloat16"]
+    assert labels[:2] == ["a GPU", "a GPU, gpt2-medium, bfloat16, 8 x 512"]
     plt.close(fig)
 
 
