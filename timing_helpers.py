@@ -188,24 +188,25 @@ def number_formats(device):
     return [name for name, speed in speeds.items() if name == "float32" or speed > native]
 
 
-def matrix_peak(device, dtype=torch.float32, size=2048, repeats=8):
+def matrix_peak(device, dtype=torch.float32, size=2048, repeats=8, onednn=True):
     """FLOP/s of the fastest large matrix product seen on a device: what a model can hope for.
 
     A product of two [size, size] matrices, and larger ones while they take under 20 ms. On a CPU,
     PyTorch's float32 products run in one library (MKL, on x86) though oneDNN, which is there as
-    well, may be faster; so both are tried.
+    well, may be faster; so both are tried, unless `onednn` is False.
     """
     with torch.inference_mode():
         left, right = torch.randn(2, size, size).to(device, dtype)
         products = [lambda: left @ right]
-        if left.is_cpu and dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        second = onednn and left.is_cpu and dtype == torch.float32
+        if second and torch.backends.mkldnn.is_available():
             layer = mkldnn.to_mkldnn(nn.Linear(size, size, bias=False))
             left_onednn = left.to_mkldnn()
             products.append(lambda: layer(left_onednn))
         fastest = min(min(measure(product, device, repeats)) for product in products)
     rate = 2 * size**3 / fastest
     if fastest < 0.02 and 2048 <= size < 8192:
-        return max(rate, matrix_peak(device, dtype, 2 * size, repeats))
+        return max(rate, matrix_peak(device, dtype, 2 * size, repeats, onednn))
     return rate
 
 
