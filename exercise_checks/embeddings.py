@@ -17,7 +17,7 @@ from . import Mistake, NotAttempted, call, drawn, exercise, expect, expect_numbe
 
 @exercise
 def numbers_with_a_gradient(count):
-    """Of wte and wpe together, after a loss on the seven tokens of section 4; E = 768."""
+    """Of wte and wpe together, after a loss on the exercise's seven tokens; E = 768."""
     yield "the rows that take part, in both tables"
     expect_number(
         count,

@@ -45,8 +45,8 @@ def canonical(notebook):
         cell.metadata = nbformat.from_dict(kept)
         if cell.id == "setup":
             cell.source = SETUP_CELL
-        if "outputs" in cell:  # progress bars write over themselves, and leave nothing
-            cell.outputs = [o for o in cell.outputs if "\r" not in o.get("text", "")]
+        if "outputs" in cell:  # a progress bar is no result
+            cell.outputs = [o for o in cell.outputs if "%|" not in o.get("text", "")]
     return notebook
 
 
