@@ -462,7 +462,7 @@ def training_memory(config, batch_size, seq_len):
     """Bytes of one float32 training step with AdamW: {"weights", "gradients", ...}.
 
     "activations" are what the forward pass keeps for the backward pass: 16 tensors of
-    [B, T, E] in each block, 2 behind them. "logits" are four tensors of [B, T, V]: the logits,
+    [B, T, E] in each block, 2 after them. "logits" are four tensors of [B, T, V]: the logits,
     their log-probabilities, and the gradients of both. Buffers of single operations come on top.
     """
     parameters = sum(parameter_counts(config).values())
