@@ -186,7 +186,10 @@ def test_is_seen_in_jupyterlab(path, jupyterlab):
         page.evaluate(RUN_ALL)
     take_pictures(page, ROOT / "screenshots" / "jupyterlab" / path.stem)
 
-    cells = page.evaluate(CELLS)
+    cells, pictures = page.evaluate(CELLS), page.evaluate(PICTURES)
+    formulas_seen, dead_links = page.evaluate(FORMULAS), page.evaluate(LINKS)
+    page.evaluate(CLOSE)  # before anything fails: the next notebook needs the page
+
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     counts = [cell["execution_count"] for cell in code]
     assert counts == list(range(1, len(code) + 1)), "not every cell was executed"
@@ -200,7 +203,6 @@ def test_is_seen_in_jupyterlab(path, jupyterlab):
         assert drawn == cell["source"].count("plt.show()"), f"{cell['id']}: a figure is missing"
         figures += drawn
 
-    pictures = page.evaluate(PICTURES)
     assert [picture for picture in pictures if not picture["width"]] == [], "broken images"
     pictures = [picture for picture in pictures if picture["of"].startswith("data:image/png")]
     assert len(pictures) == figures
@@ -208,9 +210,8 @@ def test_is_seen_in_jupyterlab(path, jupyterlab):
         assert picture["coloured"] >= 500, f"figure {number} draws nothing"
 
     texts = [cell for cell in cells if cell["cell_type"] == "markdown"]
-    for cell, formulas in zip(texts, page.evaluate(FORMULAS), strict=True):
+    for cell, formulas in zip(texts, formulas_seen, strict=True):
         assert formulas["wrong"] == [], f"{cell['id']}: a formula with an error"
         assert formulas["rendered"] == formulas_in(cell["source"]), f"{cell['id']}: not rendered"
 
-    assert page.evaluate(LINKS) == [], "dead links"
-    page.evaluate(CLOSE)
+    assert dead_links == [], "dead links"
