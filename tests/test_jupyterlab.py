@@ -19,6 +19,7 @@ import urllib.request
 
 import nbformat
 import pytest
+from save_outputs import is_progress_bar
 from test_notebooks import NOTEBOOKS, ROOT, code_cells
 
 RUN = NOTEBOOKS if os.environ.get("RUN_IN_LAB") == "all" else NOTEBOOKS[:1]
@@ -197,7 +198,7 @@ def test_is_seen_in_jupyterlab(path, jupyterlab):
     for cell in code:
         for output in cell["outputs"]:
             assert output["output_type"] != "error", f"{cell['id']}: {output['evalue']}"
-            if "%|" not in output.get("text", ""):  # a progress bar
+            if not is_progress_bar(output):
                 assert output.get("name") != "stderr", f"{cell['id']} prints a warning"
         drawn = sum("image/png" in output.get("data", {}) for output in cell["outputs"])
         assert drawn == cell["source"].count("plt.show()"), f"{cell['id']}: a figure is missing"

@@ -398,3 +398,15 @@ def test_saving_outputs_twice_changes_nothing(tmp_path):
     assert (
         notebook.cells[0].outputs != nbformat.reads(first.decode(), as_version=4).cells[0].outputs
     )
+
+
+def test_a_progress_bar_is_not_saved_and_hides_no_warning():
+    streams = {
+        "a bar": "100%|██████████| 9/9 [00:01<00:00, 9.00step/s]\n",
+        "a bar and a warning": "100%|███| 9/9 [00:01<00:00]\nUserWarning: look here\n",
+        "a number": "0.75\n",
+    }
+    outputs = [nbformat.v4.new_output("stream", name="stderr", text=s) for s in streams.values()]
+    cell = nbformat.v4.new_code_cell("1", id="run", outputs=outputs)
+    saved = save_outputs.canonical(nbformat.v4.new_notebook(cells=[cell])).cells[0].outputs
+    assert [output.text for output in saved] == [*streams.values()][1:]

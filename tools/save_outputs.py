@@ -36,6 +36,12 @@ def series():
     return sorted(folder.glob("*.ipynb")) + sorted(folder.glob("solutions/*.ipynb"))
 
 
+def is_progress_bar(output):
+    """Whether an output is nothing but the lines of tqdm's bars."""
+    lines = output.get("text", "").splitlines()
+    return bool(lines) and all("%|" in line or not line.strip() for line in lines)
+
+
 def canonical(notebook):
     """Metadata and setup cell as every notebook of the series has them."""
     notebook.nbformat, notebook.nbformat_minor = 4, 5
@@ -45,8 +51,8 @@ def canonical(notebook):
         cell.metadata = nbformat.from_dict(kept)
         if cell.id == "setup":
             cell.source = SETUP_CELL
-        if "outputs" in cell:  # a progress bar is no result
-            cell.outputs = [o for o in cell.outputs if "%|" not in o.get("text", "")]
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if not is_progress_bar(output)]
     return notebook
 
 
